@@ -1,0 +1,1 @@
+"""VQAThinker in JAX: how good does this video look, and why?"""

@@ -1,0 +1,158 @@
+"""Qwen2.5: embedded tokens in, hidden states out; one layer definition for prefill, decoding and training.
+
+What differs between those is who looks at whom, so a layer takes its attention as an argument. A prompt is computed
+once for its G completions: prefill returns the prompt's keys and values, decoding carries each completion's own.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vqathinker_jax.model.attention import attend, attend_two
+from vqathinker_jax.model.config import LanguageConfig
+from vqathinker_jax.model.layers import Linear, RMSNorm, fold, param, stack
+
+_normal = jax.nn.initializers.normal(0.02)
+
+
+class PromptCache(NamedTuple):
+    """Keys and values of P prompts, once for all their completions.
+
+    layers: one (key_PSKH, value_PSKH) a layer, in whatever form `layers.fold` runs over (stacked or listed).
+    mask_PS: True where a prompt's token is not padding. lengths_P: tokens of each prompt.
+    """
+
+    layers: Any
+    mask_PS: jax.Array
+    lengths_P: jax.Array
+
+
+class LanguageModel(nnx.Module):
+    """Token ids to hidden states to logits."""
+
+    def __init__(self, config: LanguageConfig, *, rngs: nnx.Rngs):
+        D, V = config.width, config.vocabulary
+        self.config = config
+        self.embedding = param(nnx.Param, _normal, (V, D), ("vocabulary", "embed"), rngs)
+        self.layers: Any = stack(lambda rngs: DecoderLayer(config, rngs=rngs), config.layers, rngs)
+        self.norm = RMSNorm(D, config.epsilon, rngs=rngs)
+        self.head = None if config.tied else Linear((D,), (V,), ("embed", "vocabulary"), bias=False, rngs=rngs)
+
+    def embed(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Token ids of any shape to their embeddings [..., D] in the dtype of the computation."""
+        return self.embedding[...][ids].astype(dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., D] to float32 logits [..., V]; give it only the positions whose logits are needed."""
+        if self.head is None:
+            return jnp.einsum("...d,vd->...v", hidden, self.embedding[...].astype(hidden.dtype)).astype(jnp.float32)
+        return self.head(hidden).astype(jnp.float32)
+
+    def prefill(
+        self, hidden_PSD: jax.Array, mask_PS: jax.Array, out: dict[str, Any] | None = None
+    ) -> tuple[jax.Array, PromptCache]:
+        """Left-padded embedded prompts to normed hidden states [P, S, D] and the prompts' cache."""
+        rotation = rotary(positions(mask_PS), self.config)
+
+        def step(layer: DecoderLayer, hidden_PSD: jax.Array, _: None) -> tuple[jax.Array, Any]:
+            def look(query_PSNH: jax.Array, key_PSKH: jax.Array, value_PSKH: jax.Array) -> tuple[jax.Array, Any]:
+                seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, causal=True, key_mask_BS=mask_PS)
+                return seen_PSNH, (key_PSKH, value_PSKH)
+
+            hidden_PSD, cache = layer(hidden_PSD, rotation, look)
+            return hidden_PSD, (cache, None if out is None else hidden_PSD)
+
+        hidden_PSD, rows = fold(self.layers, hidden_PSD, step)
+        listed = isinstance(self.layers, nnx.List)
+        caches, by_layer = zip(*rows, strict=True) if listed else rows
+        hidden_PSD = self.norm(hidden_PSD)
+        if out is not None:
+            out |= {"language.layers": by_layer, "language.norm": hidden_PSD}
+        return hidden_PSD, PromptCache(caches, mask_PS, mask_PS.sum(-1, dtype=jnp.int32))
+
+    def empty_cache(self, P: int, G: int, C: int, dtype: jnp.dtype) -> Any:
+        """Room for C tokens of G completions of each of P prompts: one (key_PGCKH, value_PGCKH) a layer."""
+        K, H, R = self.config.kv_heads, self.config.head, self.config.layers
+        if isinstance(self.layers, nnx.List):
+            return tuple((jnp.zeros((P, G, C, K, H), dtype), jnp.zeros((P, G, C, K, H), dtype)) for _ in range(R))
+        return jnp.zeros((R, P, G, C, K, H), dtype), jnp.zeros((R, P, G, C, K, H), dtype)
+
+    def decode(self, hidden_PGD: jax.Array, prompt: PromptCache, own: Any, step: jax.Array) -> tuple[jax.Array, Any]:
+        """One token of each of P x G completions: embedded token number `step` (from 0) to its normed hidden state.
+
+        The G completions of a prompt stand where a sequence's tokens stand elsewhere: G queries over one set of prompt
+        keys, each also over its own cache `own`, which comes back with this token written at `step`.
+        """
+        P, G, _ = hidden_PGD.shape
+        rotation = rotary(jnp.broadcast_to(prompt.lengths_P[:, None] + step, (P, G)), self.config)
+
+        def layer_step(layer: DecoderLayer, hidden_PGD: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
+            (prompt_key, prompt_value), (own_key, own_value) = caches
+
+            def look(query_PGNH: jax.Array, key_PGKH: jax.Array, value_PGKH: jax.Array) -> tuple[jax.Array, Any]:
+                at = (0, 0, step, 0, 0)
+                key_PGCKH = jax.lax.dynamic_update_slice(own_key, key_PGKH[:, :, None], at)
+                value_PGCKH = jax.lax.dynamic_update_slice(own_value, value_PGKH[:, :, None], at)
+                written_PGC = jnp.broadcast_to(jnp.arange(key_PGCKH.shape[2]) <= step, key_PGCKH.shape[:3])
+                shared = (prompt_key, prompt_value, prompt.mask_PS)
+                seen_PGNH = attend_two(query_PGNH, shared, (key_PGCKH, value_PGCKH, written_PGC))
+                return seen_PGNH, (key_PGCKH, value_PGCKH)
+
+            return layer(hidden_PGD, rotation, look)
+
+        listed = isinstance(self.layers, nnx.List)
+        caches = tuple(zip(prompt.layers, own, strict=True)) if listed else (prompt.layers, own)
+        hidden_PGD, own = fold(self.layers, hidden_PGD, layer_step, caches)
+        return self.norm(hidden_PGD), own
+
+
+Look = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm grouped-query attention and SwiGLU."""
+
+    def __init__(self, config: LanguageConfig, *, rngs: nnx.Rngs):
+        D, N, K, H, M = config.width, config.heads, config.kv_heads, config.head, config.mlp
+        self.input_norm = RMSNorm(D, config.epsilon, rngs=rngs)
+        self.query = Linear((D,), (N, H), ("embed", "heads", None), bias=True, rngs=rngs)
+        self.key = Linear((D,), (K, H), ("embed", "kv_heads", None), bias=True, rngs=rngs)
+        self.value = Linear((D,), (K, H), ("embed", "kv_heads", None), bias=True, rngs=rngs)
+        self.out = Linear((N, H), (D,), ("heads", None, "embed"), bias=False, rngs=rngs)
+        self.mlp_norm = RMSNorm(D, config.epsilon, rngs=rngs)
+        self.gate = Linear((D,), (M,), ("embed", "mlp"), bias=False, rngs=rngs)
+        self.up = Linear((D,), (M,), ("embed", "mlp"), bias=False, rngs=rngs)
+        self.down = Linear((M,), (D,), ("mlp", "embed"), bias=False, rngs=rngs)
+
+    def __call__(self, hidden_BTD: jax.Array, rotation: tuple[jax.Array, jax.Array], look: Look) -> tuple[Any, Any]:
+        """`look` takes rotated query, key and value and returns what was seen [B, T, N, H] and what to keep."""
+        normed_BTD = self.input_norm(hidden_BTD)
+        query_BTNH = rotate(self.query(normed_BTD), rotation)
+        key_BTKH = rotate(self.key(normed_BTD), rotation)
+        seen_BTNH, kept = look(query_BTNH, key_BTKH, self.value(normed_BTD))
+        hidden_BTD += self.out(seen_BTNH)
+        normed_BTD = self.mlp_norm(hidden_BTD)
+        return hidden_BTD + self.down(jax.nn.silu(self.gate(normed_BTD)) * self.up(normed_BTD)), kept
+
+
+def positions(mask_BT: jax.Array) -> jax.Array:
+    """Position of each token among its row's real tokens (int32), so that left padding changes nothing."""
+    return jnp.maximum(jnp.cumsum(mask_BT, -1, dtype=jnp.int32) - 1, 0)
+
+
+def rotary(positions_BT: jax.Array, config: LanguageConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [B, T, 1, H] of the rotary embedding, float32."""
+    half = config.head // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions_BT[..., None, None].astype(jnp.float32) * jnp.concatenate([frequency, frequency])
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turn each pair (x[h], x[h + H/2]) by its angle."""
+    cos, sin = (part.astype(x_BTNH.dtype) for part in rotation)
+    first, second = jnp.split(x_BTNH, 2, axis=-1)
+    return x_BTNH * cos + jnp.concatenate([-second, first], axis=-1) * sin

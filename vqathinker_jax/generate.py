@@ -1,0 +1,232 @@
+"""From prompts and frames to completions: prefill once a prompt, then a decode loop for its G completions.
+
+Everything has a static shape: prompts are left-padded to a bucket, completions have `max_new_tokens` places. So one
+compilation serves every video. The decode loop runs in slices whose length is an argument of the compiled function;
+between slices the host may show progress, and the loop ends when every completion has ended.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vqathinker_jax.model.language import PromptCache
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.records import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 leave every token in the draw."""
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"{self}: max_new_tokens must be at least 1, temperature and top_k not negative, top_p in (0, 1]"
+            )
+
+
+class Completions(NamedTuple):
+    """ids_PGC: int32, the pad id after the end. lengths_PG: tokens up to and including the stop token.
+
+    stopped_PG: False where a completion was cut off at its last place. log_probs_PGC: float32, of each drawn token
+    among the whole vocabulary at the sampling temperature (at 1 when greedy); 0 after the end.
+    """
+
+    ids_PGC: np.ndarray
+    lengths_PG: np.ndarray
+    stopped_PG: np.ndarray
+    log_probs_PGC: np.ndarray
+
+
+class Decoding(NamedTuple):
+    """The decode loop between two tokens: `written` tokens of each completion are chosen, the last one not yet fed."""
+
+    written: jax.Array
+    ids_PGC: jax.Array
+    log_probs_PGC: jax.Array
+    stopped_PG: jax.Array
+    lengths_PG: jax.Array
+    cache: Any
+
+
+@partial(jax.jit, static_argnames=("graph", "context_id"))
+def prefill(
+    graph: nnx.GraphDef[VLM],
+    state: nnx.State,
+    frames_PFYXC: jax.Array,
+    ids_PS: jax.Array,
+    mask_PS: jax.Array,
+    *,
+    context_id: int,
+) -> tuple[jax.Array, PromptCache]:
+    """Encode the videos, run the prompts; returns float32 logits [P, V] of the first new token, and the cache."""
+    model = nnx.merge(graph, state)
+    hidden_PSD = model.embed(ids_PS, model.encode(frames_PFYXC), context_id)
+    hidden_PSD, cache = model.language.prefill(hidden_PSD, mask_PS)
+    return model.language.logits(hidden_PSD[:, -1]), cache
+
+
+@partial(jax.jit, static_argnames=("graph", "completions", "sampling", "stop_id", "pad_id"))
+def begin(
+    graph: nnx.GraphDef[VLM],
+    state: nnx.State,
+    logits_PV: jax.Array,
+    keys_PG: jax.Array,
+    *,
+    completions: int,
+    sampling: Sampling,
+    stop_id: int,
+    pad_id: int,
+) -> Decoding:
+    """Choose the first token of each of G completions and make room for the others."""
+    model = nnx.merge(graph, state)
+    (P, V), G, C = logits_PV.shape, completions, sampling.max_new_tokens
+    dtype = model.vision.class_token[...].dtype
+    blank = Decoding(
+        written=jnp.int32(0),
+        ids_PGC=jnp.full((P, G, C), pad_id, jnp.int32),
+        log_probs_PGC=jnp.zeros((P, G, C), jnp.float32),
+        stopped_PG=jnp.zeros((P, G), bool),
+        lengths_PG=jnp.zeros((P, G), jnp.int32),
+        cache=model.language.empty_cache(P, G, C, dtype),
+    )
+    logits_PGV = jnp.broadcast_to(logits_PV[:, None], (P, G, V))
+    return _write(blank, logits_PGV, keys_PG, blank.cache, sampling, stop_id, pad_id)
+
+
+@partial(jax.jit, static_argnames=("graph", "sampling", "stop_id", "pad_id"), donate_argnames=("decoding",))
+def decode(
+    graph: nnx.GraphDef[VLM],
+    state: nnx.State,
+    prompt: PromptCache,
+    decoding: Decoding,
+    keys_PG: jax.Array,
+    until: jax.Array,
+    *,
+    sampling: Sampling,
+    stop_id: int,
+    pad_id: int,
+) -> Decoding:
+    """Choose tokens until `until` are written or every completion has stopped."""
+    model = nnx.merge(graph, state)
+    dtype = model.vision.class_token[...].dtype
+    last = jnp.minimum(until, sampling.max_new_tokens)
+
+    def unfinished(decoding: Decoding) -> jax.Array:
+        return (decoding.written < last) & ~decoding.stopped_PG.all()
+
+    def token(decoding: Decoding) -> Decoding:
+        place = decoding.written - 1
+        newest_PG = jax.lax.dynamic_index_in_dim(decoding.ids_PGC, place, axis=2, keepdims=False)
+        hidden_PGD = model.language.embed(newest_PG, dtype)
+        hidden_PGD, cache = model.language.decode(hidden_PGD, prompt, decoding.cache, place)
+        return _write(decoding, model.language.logits(hidden_PGD), keys_PG, cache, sampling, stop_id, pad_id)
+
+    return jax.lax.while_loop(unfinished, token, decoding)
+
+
+def generate(
+    graph: nnx.GraphDef[VLM],
+    state: nnx.State,
+    frames_PFYXC: np.ndarray,
+    ids_PS: np.ndarray,
+    mask_PS: np.ndarray,
+    *,
+    context_id: int,
+    stop_id: int,
+    pad_id: int,
+    sampling: Sampling,
+    completions: int = 1,
+    key: jax.Array | None = None,
+    progress: Callable[[int], None] = lambda written: None,
+    slice_length: int = 32,
+) -> Completions:
+    """G completions of each of P left-padded prompts about P videos.
+
+    `key` seeds the draws (it may be left out when greedy); each completion has a stream of its own, so a row's tokens do
+    not depend on how long the other rows run. `progress` is called with the number of tokens written so far, every
+    `slice_length` tokens.
+    """
+    P = ids_PS.shape[0]
+    keys_PG = jax.random.split(jax.random.key(0) if key is None else key, (P, completions))
+    ending = {"sampling": sampling, "stop_id": stop_id, "pad_id": pad_id}
+    logits_PV, prompt = prefill(graph, state, frames_PFYXC, ids_PS, mask_PS, context_id=context_id)
+    decoding = begin(graph, state, logits_PV, keys_PG, completions=completions, **ending)
+    for until in range(1 + slice_length, sampling.max_new_tokens + slice_length, slice_length):
+        decoding = decode(graph, state, prompt, decoding, keys_PG, jnp.int32(until), **ending)
+        progress(int(decoding.written))
+        if decoding.stopped_PG.all():
+            break
+    return Completions(
+        *jax.device_get((decoding.ids_PGC, decoding.lengths_PG, decoding.stopped_PG)),
+        jax.device_get(decoding.log_probs_PGC),
+    )
+
+
+def _write(
+    decoding: Decoding,
+    logits_PGV: jax.Array,
+    keys_PG: jax.Array,
+    cache: Any,
+    sampling: Sampling,
+    stop_id: int,
+    pad_id: int,
+) -> Decoding:
+    """Choose one token a completion from its logits and put it into the next place; a stopped one gets padding."""
+    place = decoding.written
+    keys_PG = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys_PG, place)
+    chosen_PG, log_probs_PG = choose(logits_PGV, keys_PG, sampling)
+    running_PG = ~decoding.stopped_PG
+    chosen_PG = jnp.where(running_PG, chosen_PG, pad_id)
+    log_probs_PG = jnp.where(running_PG, log_probs_PG, 0.0)
+    return Decoding(
+        written=place + 1,
+        ids_PGC=jax.lax.dynamic_update_index_in_dim(decoding.ids_PGC, chosen_PG, place, axis=2),
+        log_probs_PGC=jax.lax.dynamic_update_index_in_dim(decoding.log_probs_PGC, log_probs_PG, place, axis=2),
+        stopped_PG=decoding.stopped_PG | (chosen_PG == stop_id),
+        lengths_PG=decoding.lengths_PG + running_PG,
+        cache=cache,
+    )
+
+
+def choose(logits_PGV: jax.Array, keys_PG: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """The next token [P, G] and its log-probability among the whole vocabulary at the sampling temperature.
+
+    The cuts come in Transformers' order: temperature, then the k most probable, then of those the fewest whose
+    probabilities reach top_p.
+    """
+    scaled_PGV = logits_PGV / (sampling.temperature or 1.0)
+    if sampling.temperature == 0:
+        chosen_PG = jnp.argmax(logits_PGV, -1)
+    else:
+        kept_PGV = _nucleus(_most_probable(scaled_PGV, sampling.top_k), sampling.top_p)
+        chosen_PG = jax.vmap(jax.vmap(jax.random.categorical))(keys_PG, kept_PGV)
+    picked_PG = jnp.take_along_axis(scaled_PGV, chosen_PG[..., None], -1)[..., 0]
+    return chosen_PG.astype(jnp.int32), picked_PG - jax.nn.logsumexp(scaled_PGV, -1)
+
+
+def _most_probable(logits_PGV: jax.Array, top_k: int) -> jax.Array:
+    if not 0 < top_k < logits_PGV.shape[-1]:
+        return logits_PGV
+    lowest = jax.lax.top_k(logits_PGV, top_k)[0][..., -1:]
+    return jnp.where(logits_PGV < lowest, -jnp.inf, logits_PGV)
+
+
+def _nucleus(logits_PGV: jax.Array, top_p: float) -> jax.Array:
+    if top_p == 1:
+        return logits_PGV
+    ordered_PGV = -jnp.sort(-logits_PGV, -1)
+    before_PGV = jnp.cumsum(jax.nn.softmax(ordered_PGV, -1), -1) - jax.nn.softmax(ordered_PGV, -1)
+    lowest = jnp.min(jnp.where(before_PGV < top_p, ordered_PGV, jnp.inf), -1, keepdims=True)
+    return jnp.where(logits_PGV < lowest, -jnp.inf, logits_PGV)

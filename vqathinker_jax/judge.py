@@ -1,0 +1,147 @@
+"""One video in, a verdict out: the rating with its reasoning, or a failure with its reason.
+
+This is where the host side (files, frames, prompts) and the device side (the jitted model) meet for scoring. A failure
+is a value: it carries the model's text and why no rating could be read from it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vqathinker_jax.data import prompt
+from vqathinker_jax.data.frames import resize
+from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.generate import Sampling, generate
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.parse import parse_score
+from vqathinker_jax.records import Answer, Clip, InputError, VideoError
+
+
+@dataclass(frozen=True)
+class View:
+    """How much of a video the model sees: the reference scores 12 frames of 560 x 560 pixels."""
+
+    frames: int = 12
+    image_size: int = 560
+    decoder: str = "pyav"
+
+    def __post_init__(self):
+        if self.frames < 1:
+            raise InputError(f"frames is {self.frames}: at least one is needed")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known about one video after it was looked at: one row of `score --json`.
+
+    `score` is None unless `status` is "ok"; `reason` says why it failed and is None otherwise. `text` is the whole
+    completion, `thinking` and `answer` its two parts. `seconds` is the wall time from file to verdict.
+    """
+
+    video: str
+    status: str
+    score: float | None
+    thinking: str
+    answer: str
+    text: str
+    reason: str | None
+    frame_indices: tuple[int, ...]
+    frame_times_s: tuple[float, ...]
+    health: tuple[str, ...]
+    decoder: str
+    seconds: float
+
+
+class Judge:
+    """A model with its tokenizer, ready to look at videos; every video runs through the same compiled functions."""
+
+    def __init__(self, model: VLM, tokenizer: "prompt.Qwen2Tokenizer", view: View, sampling: Sampling, seed: int = 0):
+        """Raises: InputError where the image size does not fit the model's patches."""
+        self.graph, self.state = nnx.split(model)
+        self.tokenizer = tokenizer
+        self.tokens = prompt.special_tokens(tokenizer)
+        self.view = view
+        self.sampling = sampling
+        self.seed = seed
+        self.has_motion = model.motion is not None
+        self.tokens_per_frame = model.config.tokens_per_frame(view.image_size)
+
+    def score(self, video: Path, progress: Callable[[int], None] = lambda written: None) -> Verdict:
+        """Rate one video (or picture) file; whatever is wrong with it ends in the verdict, not in an exception."""
+        started = time.perf_counter()
+        question = prompt.scoring_question(self.view.frames, self.has_motion)
+        try:
+            clip = read_clip(video, self.view.frames, self.view.decoder)
+        except VideoError as error:
+            return self._verdict(video, None, "", "failed", None, ("", ""), str(error), started)
+        text, stopped = self._complete([clip], [question], progress)[0]
+        parsed = parse_score(text)
+        parts = (parsed.thinking, parsed.answer)
+        if isinstance(parsed, Answer):
+            return self._verdict(video, clip, text, "ok", parsed.score, parts, None, started)
+        cut = "" if stopped else f" (cut off after {self.sampling.max_new_tokens} tokens)"
+        return self._verdict(video, clip, text, "failed", None, parts, parsed.reason + cut, started)
+
+    def ask(self, video: Path, question: str, progress: Callable[[int], None] = lambda written: None) -> str:
+        """The model's free answer to a question about one video.
+
+        Raises: VideoError where no frame can be read; InputError for a question that reads as markup.
+        """
+        asked = prompt.asking_question(question, self.view.frames, self.has_motion)
+        return self._complete([read_clip(video, self.view.frames, self.view.decoder)], [asked], progress)[0][0]
+
+    def _complete(
+        self, clips: list[Clip], questions: list[str], progress: Callable[[int], None]
+    ) -> list[tuple[str, bool]]:
+        """One completion a clip: its text, and whether it ended by itself."""
+        ids_PT = [
+            prompt.encode(self.tokenizer, question, self.tokens_per_frame, self.view.frames, self.has_motion)
+            for question in questions
+        ]
+        ids_PS, mask_PS = prompt.pad_left(ids_PT, self.tokens.pad)
+        made = generate(
+            self.graph,
+            self.state,
+            np.stack([resize(clip.frames_FYXC, self.view.image_size) for clip in clips]),
+            ids_PS,
+            mask_PS,
+            context_id=self.tokens.context,
+            stop_id=self.tokens.stop,
+            pad_id=self.tokens.pad,
+            sampling=self.sampling,
+            key=jax.random.key(self.seed),
+            progress=progress,
+        )
+        rows = zip(made.ids_PGC[:, 0], made.lengths_PG[:, 0], made.stopped_PG[:, 0], strict=True)
+        return [(prompt.decode(self.tokenizer, ids[:length]), bool(stopped)) for ids, length, stopped in rows]
+
+    def _verdict(
+        self,
+        video: Path,
+        clip: Clip | None,
+        text: str,
+        status: str,
+        score: float | None,
+        parts: tuple[str, str],
+        reason: str | None,
+        started: float,
+    ) -> Verdict:
+        return Verdict(
+            video=str(video),
+            status=status,
+            score=score,
+            thinking=parts[0],
+            answer=parts[1],
+            text=text,
+            reason=reason,
+            frame_indices=clip.indices if clip else (),
+            frame_times_s=tuple(round(t, 4) for t in clip.times_s) if clip else (),
+            health=clip.health if clip else (),
+            decoder=self.view.decoder,
+            seconds=round(time.perf_counter() - started, 3),
+        )

@@ -6,8 +6,9 @@ is a value: it carries the model's text and why no rating could be read from it.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -20,6 +21,9 @@ from vqathinker_jax.generate import Sampling, generate
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import parse_score
 from vqathinker_jax.records import Answer, Clip, InputError, VideoError
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,28 +43,36 @@ class View:
 class Verdict:
     """What is known about one video after it was looked at: one row of `score --json`.
 
-    `score` is None unless `status` is "ok"; `reason` says why it failed and is None otherwise. `text` is the whole
-    completion, `thinking` and `answer` its two parts. `seconds` is the wall time from file to verdict.
+    `score` is None where the judgement failed, and then `reason` says why. `text` is the whole completion, `thinking`
+    and `answer` its two parts. `seconds` is the wall time from file to verdict.
     """
 
     video: str
-    status: str
-    score: float | None
-    thinking: str
-    answer: str
-    text: str
-    reason: str | None
-    frame_indices: tuple[int, ...]
-    frame_times_s: tuple[float, ...]
-    health: tuple[str, ...]
     decoder: str
     seconds: float
+    score: float | None = None
+    thinking: str = ""
+    answer: str = ""
+    text: str = ""
+    reason: str | None = None
+    frame_indices: tuple[int, ...] = ()
+    frame_times_s: tuple[float, ...] = ()
+    health: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """ "ok" or "failed"."""
+        return "failed" if self.score is None else "ok"
+
+    def row(self) -> dict[str, Any]:
+        """The verdict as JSON values."""
+        return {"video": self.video, "status": self.status, **asdict(self)}
 
 
 class Judge:
     """A model with its tokenizer, ready to look at videos; every video runs through the same compiled functions."""
 
-    def __init__(self, model: VLM, tokenizer: "prompt.Qwen2Tokenizer", view: View, sampling: Sampling, seed: int = 0):
+    def __init__(self, model: VLM, tokenizer: "Qwen2Tokenizer", view: View, sampling: Sampling, seed: int = 0):
         """Raises: InputError where the image size does not fit the model's patches."""
         self.graph, self.state = nnx.split(model)
         self.tokenizer = tokenizer
@@ -74,18 +86,27 @@ class Judge:
     def score(self, video: Path, progress: Callable[[int], None] = lambda written: None) -> Verdict:
         """Rate one video (or picture) file; whatever is wrong with it ends in the verdict, not in an exception."""
         started = time.perf_counter()
-        question = prompt.scoring_question(self.view.frames, self.has_motion)
         try:
             clip = read_clip(video, self.view.frames, self.view.decoder)
         except VideoError as error:
-            return self._verdict(video, None, "", "failed", None, ("", ""), str(error), started)
-        text, stopped = self._complete([clip], [question], progress)[0]
+            return Verdict(str(video), self.view.decoder, _since(started), reason=str(error))
+        question = prompt.scoring_question(self.view.frames, self.has_motion)
+        text, ended = self._complete([clip], [question], progress)[0]
         parsed = parse_score(text)
-        parts = (parsed.thinking, parsed.answer)
-        if isinstance(parsed, Answer):
-            return self._verdict(video, clip, text, "ok", parsed.score, parts, None, started)
-        cut = "" if stopped else f" (cut off after {self.sampling.max_new_tokens} tokens)"
-        return self._verdict(video, clip, text, "failed", None, parts, parsed.reason + cut, started)
+        cut = "" if ended else f" (cut off after {self.sampling.max_new_tokens} tokens)"
+        return Verdict(
+            video=str(video),
+            decoder=self.view.decoder,
+            seconds=_since(started),
+            score=parsed.score if isinstance(parsed, Answer) else None,
+            thinking=parsed.thinking,
+            answer=parsed.answer,
+            text=text,
+            reason=None if isinstance(parsed, Answer) else parsed.reason + cut,
+            frame_indices=clip.indices,
+            frame_times_s=tuple(round(t, 4) for t in clip.times_s),
+            health=clip.health,
+        )
 
     def ask(self, video: Path, question: str, progress: Callable[[int], None] = lambda written: None) -> str:
         """The model's free answer to a question about one video.
@@ -118,30 +139,11 @@ class Judge:
             progress=progress,
         )
         rows = zip(made.ids_PGC[:, 0], made.lengths_PG[:, 0], made.stopped_PG[:, 0], strict=True)
-        return [(prompt.decode(self.tokenizer, ids[:length]), bool(stopped)) for ids, length, stopped in rows]
+        return [(self._text(ids[:length]), bool(stopped)) for ids, length, stopped in rows]
 
-    def _verdict(
-        self,
-        video: Path,
-        clip: Clip | None,
-        text: str,
-        status: str,
-        score: float | None,
-        parts: tuple[str, str],
-        reason: str | None,
-        started: float,
-    ) -> Verdict:
-        return Verdict(
-            video=str(video),
-            status=status,
-            score=score,
-            thinking=parts[0],
-            answer=parts[1],
-            text=text,
-            reason=reason,
-            frame_indices=clip.indices if clip else (),
-            frame_times_s=tuple(round(t, 4) for t in clip.times_s) if clip else (),
-            health=clip.health if clip else (),
-            decoder=self.view.decoder,
-            seconds=round(time.perf_counter() - started, 3),
-        )
+    def _text(self, ids_T: np.ndarray) -> str:
+        return self.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)

@@ -1,0 +1,214 @@
+"""The command line of VQAThinker-JAX, and nothing else: `python run.py --help`.
+
+Exit status: 0 all well, 1 some input failed while the rest was done, 2 wrong usage or a checkpoint that does not load.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vqathinker_jax.records import InputError
+
+if TYPE_CHECKING:
+    from vqathinker_jax.judge import Judge, Verdict
+
+DEMO = Path(__file__).parent / "vqathinker_jax" / "assets"
+DEMO_NOTICE = (
+    "demonstration model: a tiny network that shows how everything fits together; its ratings mean little. "
+    "Give --checkpoint a VQAThinker folder for real ones."
+)
+PATHS_HELP = "Files (a picture counts as a still video), folders (searched for videos and pictures) or globs."
+JSON_HELP = "One JSON object a line on standard output, and nothing else there."
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model looks at the videos, and how."""
+
+    checkpoint: Path = DEMO / "checkpoint"
+    """Folder of a checkpoint: one from Hugging Face (chat or Transformers format) or one made by `convert`."""
+    slowfast: Path | None = None
+    """SlowFast weights (SLOWFAST_8x8_R50.pyth), for a checkpoint that has a motion branch but not these."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic and weights; auto is bfloat16 on an accelerator, float32 on a CPU."""
+    frames: int = 12
+    """Frames taken from each video, evenly spread."""
+    image_size: int = 560
+    """Side, in pixels, of the square each frame is resized to."""
+    decoder: Literal["pyav", "decord"] = "pyav"
+    """pyav reads the right frames of every container; decord the reference's very frames, its seek errors included."""
+    max_new_tokens: int = 1024
+    """Longest answer; one that is cut off before its rating fails."""
+    temperature: float = 0.0
+    """0 takes the most probable token each time; above 0 tokens are drawn."""
+    top_k: int = 0
+    """Draw among the k most probable tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw among the fewest tokens that together are this probable."""
+    seed: int = 0
+    """Seed of the draws."""
+
+
+def score(
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH…", help=PATHS_HELP)],
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
+    as_json: Annotated[bool, tyro.conf.arg(name="json", help=JSON_HELP)] = False,
+) -> int:
+    """Rate videos from 1 (very poor) to 5 (excellent), with the reasoning.
+
+    python run.py score clip.mp4
+    python run.py score videos/ 'more/*.mkv' --checkpoint VQAThinker-8B --json > ratings.jsonl
+    """
+    from vqathinker_jax.data.paths import expand
+
+    if not paths:
+        raise InputError("score: no paths given; name a video, a folder or a glob, as in: python run.py score clip.mp4")
+    videos = expand(paths)
+    judge = _open(model)
+    verdicts = [_score_one(judge, video, index, len(videos), as_json=as_json) for index, video in enumerate(videos)]
+    if not as_json:
+        _print_table(verdicts, model)
+    return int(any(verdict.status == "failed" for verdict in verdicts))
+
+
+def ask(
+    video: tyro.conf.Positional[Path],
+    question: tyro.conf.Positional[str],
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
+) -> int:
+    """Ask a free question about a video's quality.
+
+    python run.py ask clip.mp4 "Is the motion smooth?" --checkpoint VQAThinker-8B
+    """
+    judge = _open(model)
+    with _Progress(video.name, model.max_new_tokens) as progress:
+        text = judge.ask(video, question, progress)
+    print(_printable(text))
+    return 0
+
+
+def convert(
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    slowfast: Path | None = None,
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+) -> int:
+    """Write a Hugging Face checkpoint (either format) as a native one, which loads faster and onto any mesh.
+
+      python run.py convert InternVL3-8B vqathinker-8b --slowfast SLOWFAST_8x8_R50.pyth
+
+    Args:
+        source: Folder with config.json, safetensors and tokenizer files.
+        target: Folder to write; it must not exist yet or be empty.
+        slowfast: SlowFast weights, for a checkpoint that has a motion branch but not these.
+        dtype: Dtype of the written weights; stored keeps each tensor's own.
+    """
+    from convert.load import convert_checkpoint
+
+    convert_checkpoint(source, target, slowfast=slowfast, dtype=None if dtype == "stored" else dtype)
+    print(f"wrote {target}")
+    return 0
+
+
+def doctor() -> int:
+    """Check this installation: versions, devices, decoders, and a bundled clip scored against its recorded result."""
+    from vqathinker_jax.doctor import examine
+
+    return examine(DEMO, lambda: _open(ModelOptions()))
+
+
+def _open(options: ModelOptions) -> "Judge":
+    """Load the model; progress and notices go to standard error."""
+    import jax
+
+    from convert.load import open_model
+    from vqathinker_jax.data.prompt import load_tokenizer
+    from vqathinker_jax.generate import Sampling
+    from vqathinker_jax.judge import Judge, View
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqathinker-jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if options.checkpoint == DEMO / "checkpoint":
+        print(DEMO_NOTICE, file=sys.stderr)
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = options.dtype if options.dtype != "auto" else "float32" if on_cpu else "bfloat16"
+    view = View(options.frames, options.image_size, options.decoder)
+    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
+    tokenizer = load_tokenizer(options.checkpoint)
+    model = open_model(options.checkpoint, dtype=dtype, slowfast=options.slowfast, unrolled=on_cpu)
+    return Judge(model, tokenizer, view, sampling, options.seed)
+
+
+def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: bool) -> "Verdict":
+    with _Progress(f"[{index + 1}/{count}] {video.name}", judge.sampling.max_new_tokens) as progress:
+        verdict = judge.score(video, progress)
+    if as_json:
+        print(json.dumps(verdict.row(), ensure_ascii=False), flush=True)
+    else:
+        _print_verdict(verdict)
+    return verdict
+
+
+class _Progress:
+    """A bar on standard error: what is looked at, seconds passed, tokens written."""
+
+    def __init__(self, name: str, tokens: int):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=tokens, desc=_printable(name), unit=" tokens", leave=False, file=sys.stderr)
+
+    def __enter__(self) -> "_Progress":
+        self.bar.refresh()
+        return self
+
+    def __call__(self, written: int) -> None:
+        self.bar.update(written - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def _print_verdict(verdict: "Verdict") -> None:
+    name = _printable(verdict.video)
+    if verdict.score is None:
+        print(f"{name}: failed: {_printable(verdict.reason or '')}")
+    else:
+        print(f"{name}: {verdict.score:.2f} of 5  ({len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s)")
+    for line in (verdict.thinking or (verdict.text if verdict.score is None else "")).splitlines():
+        print(f"    {_printable(line)}")
+    for sentence in verdict.health:
+        print(f"    note: {_printable(sentence)}")
+    print(flush=True)
+
+
+def _print_table(verdicts: list["Verdict"], model: ModelOptions) -> None:
+    if len(verdicts) > 1:
+        for verdict in sorted(verdicts, key=lambda v: (v.score is None, -(v.score or 0))):
+            rating = "failed" if verdict.score is None else f"{verdict.score:6.2f}"
+            print(f"{rating:>6}  {_printable(verdict.video)}")
+    if model.checkpoint == DEMO / "checkpoint":
+        print(f"({DEMO_NOTICE})")
+
+
+def _printable(text: str) -> str:
+    """Text from models and files without the control characters that could steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def main() -> int:
+    """Run one command; a fault in what the user gave is one line on standard error."""
+    commands = {"score": score, "ask": ask, "convert": convert, "doctor": doctor}
+    try:
+        return tyro.extras.subcommand_cli_from_dict(commands, prog="run.py", description=__doc__)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

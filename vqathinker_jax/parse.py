@@ -6,6 +6,7 @@ their word, these are failures with a reason. `reference_fallback` brings its nu
 
 import math
 import re
+import reprlib
 
 from vqathinker_jax.records import Answer, Unparsable
 
@@ -23,18 +24,18 @@ def parse_score(text: str, reference_fallback: bool = False) -> Answer | Unparsa
 
     Source: the reference's evaluation script.
     """
-    thinking, answer = _inside(_THINKING, text) or "", _inside(_ANSWER, text)
-    score = _number(answer or "")
+    thinking, answer = _inside(_THINKING, text), _inside(_ANSWER, text)
+    score = _number(answer)
     if reference_fallback:
-        return Answer(REFERENCE_SCORE if score is None else score, thinking, answer or "")
+        return Answer(REFERENCE_SCORE if score is None else score, thinking, answer)
     if score is not None and LOWEST <= score <= HIGHEST:
-        return Answer(score, thinking, answer or "")
-    return Unparsable(_reason(text, answer, score), thinking, answer or "")
+        return Answer(score, thinking, answer)
+    return Unparsable(_reason(text, answer, score), thinking, answer)
 
 
-def _inside(tags: re.Pattern[str], text: str) -> str | None:
+def _inside(tags: re.Pattern[str], text: str) -> str:
     match = tags.search(text)
-    return match.group(1).strip() if match else None
+    return match.group(1).strip() if match else ""
 
 
 def _number(answer: str) -> float | None:
@@ -44,13 +45,15 @@ def _number(answer: str) -> float | None:
         return None
 
 
-def _reason(text: str, answer: str | None, score: float | None) -> str:
-    if answer is None:
-        return "the answer breaks off: <answer> is never closed" if "<answer>" in text else "no <answer> tags"
+def _reason(text: str, answer: str, score: float | None) -> str:
+    if "<answer>" not in text:
+        return "no <answer> tags"
+    if not _ANSWER.search(text):
+        return "the text breaks off: <answer> is never closed"
     if not answer:
         return "the <answer> tags are empty"
     if score is None:
-        return f"the answer {answer!r} is not a number"
+        return f"the answer {reprlib.repr(answer)} is not a number"
     if not math.isfinite(score):
-        return f"the answer {answer!r} is not a finite number"
+        return f"the answer {reprlib.repr(answer)} is not a finite number"
     return f"rating {score:g} outside {LOWEST:g}..{HIGHEST:g}"

@@ -22,9 +22,7 @@ from vqathinker_jax.records import CheckpointError, InputError
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
 
-SYSTEM = (
-    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: RUF001
-)
+SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 TASK = "You are doing the video quality assessment task. Here is the question: "
 RATING = (
     "What is your overall rating on the quality of this video? The rating should be a float between 1 and 5, rounded "
@@ -75,9 +73,7 @@ def render(question: str) -> str:
     return f"{TURN}system\n{SYSTEM}{STOP}\n{TURN}user\n{question}{STOP}\n{TURN}assistant\n"
 
 
-def encode(
-    tokenizer: Qwen2Tokenizer, question: str, tokens_per_frame: int, frames: int, motion: bool
-) -> np.ndarray:
+def encode(tokenizer: Qwen2Tokenizer, question: str, tokens_per_frame: int, frames: int, motion: bool) -> np.ndarray:
     """Token ids, int32 [T], of the conversation around `question`, every `<image>` widened to its visual tokens.
 
     The first `frames` slots hold `tokens_per_frame` context tokens each, the motion feature's, if any, one.
@@ -100,6 +96,11 @@ def _refuse_stray_tokens(question: str, slots: int, special_tokens: Sequence[str
     for token in special_tokens:
         if token in question:
             raise InputError(f"the question holds {token}, which the model reads as markup: take it out")
+
+
+def decode(tokenizer: Qwen2Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of a completion's ids, special tokens (the stop that ends it among them) left out."""
+    return str(tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True))
 
 
 def pad_left(prompts_PT: Sequence[np.ndarray], pad: int, bucket: int = 128) -> tuple[np.ndarray, np.ndarray]:
@@ -132,8 +133,9 @@ def load_tokenizer(directory: Path) -> Qwen2Tokenizer:
     try:
         tokenizer = Qwen2Tokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the Rust side raises bare Exception, TypeError and more for damaged files
+        found = " ".join(str(error).split())
         raise CheckpointError(
-            f"{directory}: the tokenizer files cannot be read ({error}): copy them from the checkpoint again"
+            f"{directory}: the tokenizer files cannot be read ({found}): copy them from the checkpoint again"
         ) from error
     missing = sorted({OPEN, CONTEXT, CLOSE, TURN, STOP} - tokenizer.get_vocab().keys())
     if missing:
@@ -146,6 +148,5 @@ def load_tokenizer(directory: Path) -> Qwen2Tokenizer:
 def special_tokens(tokenizer: Qwen2Tokenizer) -> SpecialTokens:
     """The ids that the device side needs of a tokenizer from `load_tokenizer`; without a pad token, stop fills rows."""
     vocabulary = tokenizer.get_vocab()
-    stop = vocabulary[STOP]
-    pad = tokenizer.pad_token_id
-    return SpecialTokens(context=vocabulary[CONTEXT], stop=stop, pad=stop if pad is None else pad)
+    pad = vocabulary[str(tokenizer.pad_token or STOP)]
+    return SpecialTokens(context=vocabulary[CONTEXT], stop=vocabulary[STOP], pad=pad)

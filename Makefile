@@ -1,0 +1,35 @@
+# make demo: rate the two bundled clips.   make test: the whole suite.   make lint: ruff and pyright.
+# Each makes its own environment in .venv first, once; PYTHON names the interpreter it is made from (3.11 or later).
+
+PYTHON ?= python3
+PIP = .venv/bin/pip install --quiet --disable-pip-version-check
+CLIPS = $(wildcard vqathinker_jax/assets/clips/*.mp4)
+
+.PHONY: demo test lint clean
+
+demo: .venv/runtime
+	.venv/bin/python run.py score $(CLIPS)
+
+# One worker a core, a file's tests on one of them, so that what they share is computed once.
+test: .venv/test
+	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: pyproject.toml | .venv/bin/python
+	$(PIP) -e .
+	touch $@
+
+# torch by its exact version on the command line: a range brings the multi-gigabyte CUDA build.
+.venv/test: pyproject.toml | .venv/bin/python
+	$(PIP) torch==2.13.0 -e '.[test]'
+	touch $@

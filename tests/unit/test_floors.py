@@ -1,0 +1,121 @@
+"""The house stands on its floors: who may import whom, read from the source without running it."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# A room imports only from floors below its own, and from itself.
+FLOORS = [
+    ["records"],
+    ["sharding"],
+    ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
+    ["generate", "checkpoint"],
+    ["judge", "rollout"],
+    ["train", "evaluate", "report", "doctor"],
+    ["convert", "configs"],
+    ["run"],
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# These run on a bare accelerator image.
+DEVICE_SIDE = {"model", "generate", "rewards", "grpo", "optim", "sharding", "records"}
+DEVICE_PACKAGES = {"jax", "flax", "optax", "numpy"} | set(sys.stdlib_module_names)
+
+# Slow to import or not there on every machine: only in these rooms, and only inside functions.
+LATE = {"torch": {"convert"}, "transformers": {"data", "convert"}, "decord": {"data"}, "pytorchvideo": set()}
+
+OWN_PACKAGES = {"vqathinker_jax", "convert", "configs", "run"}
+SOURCES = sorted(
+    path.relative_to(ROOT)
+    for path in [ROOT / "run.py", *(file for package in OWN_PACKAGES for file in (ROOT / package).rglob("*.py"))]
+    if path.exists()
+)
+
+PROSE = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".txt", ".ini", ""}
+COMMITTED = [*OWN_PACKAGES - {"run"}, "tests", "benchmarks", ".ci"]
+
+
+def room_of(source: Path) -> str:
+    """vqathinker_jax/model/vision.py → model; convert/rule.py → convert; the package's own __init__ → ''."""
+    inner = source.parts[1:] if source.parts[0] == "vqathinker_jax" else source.parts
+    room = inner[0].removesuffix(".py")
+    return "" if room == "__init__" else room
+
+
+class Import(NamedTuple):
+    name: str
+    at: Literal["top", "function", "types only"]
+
+
+def imports(source: Path) -> list[Import]:
+    """Every dotted name that a file imports, and where it stands."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, at: Literal["top", "function", "types only"]) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, at) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}:{node.lineno}: relative import: write the full name"
+            found.extend(Import(f"{node.module}.{alias.name}", at) for alias in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            at = "function"
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            at = "types only"
+        for inner in ast.iter_child_nodes(node):
+            visit(inner, at)
+
+    visit(ast.parse((ROOT / source).read_text(encoding="utf-8")), "top")
+    return found
+
+
+def rooms_imported(source: Path) -> set[str]:
+    """Our own rooms that a file imports, itself not counted; '' stands for the package without a room."""
+    own = [parts for name, _ in imports(source) if (parts := name.split("."))[0] in OWN_PACKAGES]
+    return {"".join(parts[1:2]) if parts[0] == "vqathinker_jax" else parts[0] for parts in own} - {room_of(source)}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_imports_only_from_floors_below(source: Path):
+    room = room_of(source)
+    assert not room or room in FLOOR_OF, f"{source}: give {room!r} a floor in FLOORS"
+    floor = FLOOR_OF.get(room, 0)
+    for other in rooms_imported(source):
+        assert FLOOR_OF.get(other, len(FLOORS)) < floor, f"{source} imports {other}, which is not on a floor below"
+
+
+@pytest.mark.parametrize("source", [source for source in SOURCES if room_of(source) in DEVICE_SIDE], ids=str)
+def test_device_side_runs_on_a_bare_accelerator_image(source: Path):
+    for name, _ in imports(source):
+        package = name.split(".")[0]
+        assert package in DEVICE_PACKAGES | {"vqathinker_jax"}, f"{source} imports {name}"
+    assert rooms_imported(source) <= DEVICE_SIDE, f"{source} imports from the host side"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_late_imports_stay_inside_functions_of_their_rooms(source: Path):
+    for name, at in imports(source):
+        rooms = LATE.get(name.split(".")[0])
+        if rooms is not None and at != "types only":
+            assert room_of(source) in rooms, f"{source} imports {name}, which belongs in {sorted(rooms) or 'tests'}"
+            assert at == "function", f"{source} imports {name} at its top: move it into the function that needs it"
+
+
+def test_every_file_is_named_for_what_it_holds():
+    names = [path for folder in COMMITTED for path in (ROOT / folder).rglob("*.py")]
+    assert not [path for path in names if re.search("util|common|helper", path.stem)]
+
+
+def test_no_text_mentions_a_machines_paths():
+    machine_path = re.compile(r"(?<![\w.:])/(work|root|home|Users|tmp)/\w")
+    files = [*ROOT.glob("*"), *(path for folder in COMMITTED for path in (ROOT / folder).rglob("*"))]
+    texts = [path for path in files if path.is_file() and path.suffix in PROSE and path.name != ".git"]
+    assert ROOT / "pyproject.toml" in texts
+    for path in texts:
+        found = machine_path.search(path.read_text(encoding="utf-8"))
+        assert not found, f"{path.relative_to(ROOT)} mentions the path {found.group()}…"

@@ -10,6 +10,7 @@ Source: the reference's `conversation.py` (template `internvl2_5`) and its scori
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,7 @@ def load_tokenizer(directory: Path) -> Qwen2Tokenizer:
         )
     # Imported here because it takes seconds, and the folder may already have been refused. By name, not through
     # AutoTokenizer, which guesses from config.json and would run a checkpoint's own code if told to.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of torch, which a tokenizer does not need
     from transformers import Qwen2Tokenizer
 
     try:

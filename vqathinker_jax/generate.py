@@ -154,8 +154,8 @@ def generate(
 ) -> Completions:
     """G completions of each of P left-padded prompts about P videos.
 
-    `key` seeds the draws (it may be left out when greedy); each completion has a stream of its own, so a row's tokens do
-    not depend on how long the other rows run. `progress` is called with the number of tokens written so far, every
+    `key` seeds the draws (it may be left out when greedy); each completion has a stream of its own, so a row's tokens
+    do not depend on how long the other rows run. `progress` is called with the number of tokens written so far, every
     `slice_length` tokens.
     """
     P = ids_PS.shape[0]

@@ -31,8 +31,8 @@ VIDEOS = frozenset(
 def expand(patterns: Sequence[str]) -> list[Path]:
     """Files, folders and globs to files, each once, in the order given; a folder or glob comes sorted.
 
-    A folder is searched, also below, for names that end like a video or picture. A file that does not exist stays in the
-    list: reading it says so, and the others are still scored.
+    A folder is searched, also below, for names that end like a video or picture. A file that does not exist stays in
+    the list: reading it says so, and the others are still scored.
 
     Raises: InputError for a glob that matches nothing or a folder without videos.
     """
@@ -51,11 +51,8 @@ def _files(pattern: str) -> list[Path]:
         return files
     if path.exists() or not has_magic(pattern):
         return [path]
-    files = [
-        file
-        for match in sorted(glob(pattern, recursive=True))
-        for file in ([Path(match)] if Path(match).is_file() else _files(match))
-    ]
+    matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    files = [file for match in matches for file in ([Path(match)] if Path(match).is_file() else _files(match))]
     if not files:
         raise InputError(f"{pattern}: nothing matches; check the pattern and its quotes")
     return files

@@ -116,8 +116,8 @@ class Projector(nnx.Module):
         self.shuffle = shuffle
         merged = config.width * shuffle**2
         self.norm = LayerNorm(merged, 1e-5, rngs=rngs)
-        self.up = Linear((merged,), (width,), ("vision", "embed"), bias=True, rngs=rngs)
-        self.down = Linear((width,), (width,), (None, "embed"), bias=True, rngs=rngs)
+        self.up = Linear((merged,), (width,), ("vision", "mlp"), bias=True, rngs=rngs)
+        self.down = Linear((width,), (width,), ("mlp", "embed"), bias=True, rngs=rngs)
 
     def __call__(self, features_FLE: jax.Array, gy: int, gx: int) -> jax.Array:
         F, _, E = features_FLE.shape

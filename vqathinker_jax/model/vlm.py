@@ -70,8 +70,8 @@ class MotionProjector(nnx.Module):
 
     def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
         self.norm = LayerNorm(features, 1e-5, rngs=rngs)
-        self.up = Linear((features,), (width,), ("vision", "embed"), bias=True, rngs=rngs)
-        self.down = Linear((width,), (width,), (None, "embed"), bias=True, rngs=rngs)
+        self.up = Linear((features,), (width,), ("vision", "mlp"), bias=True, rngs=rngs)
+        self.down = Linear((width,), (width,), ("mlp", "embed"), bias=True, rngs=rngs)
 
     def __call__(self, features_PZ: jax.Array) -> jax.Array:
         return self.down(gelu(self.up(self.norm(features_PZ))))

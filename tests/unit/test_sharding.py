@@ -1,0 +1,77 @@
+"""The placement table: every parameter has a place, and a model spread over devices computes what one device does."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+from tests.models import MOVING, tiny_model
+from vqathinker_jax.records import InputError
+from vqathinker_jax.sharding import shardings, specification
+
+MESH = AbstractMesh((2, 2), ("fsdp", "tensor"))
+
+
+def test_axes_take_their_places_and_a_layer_stack_stays_whole():
+    assert specification(("embed", "heads", None), 4, MESH) == PartitionSpec(None, "fsdp", "tensor", None)
+
+
+def test_a_mesh_without_an_axis_leaves_it_whole():
+    assert specification(("embed", "mlp"), 2, AbstractMesh((4,), ("fsdp",))) == PartitionSpec("fsdp", None)
+
+
+def test_two_dimensions_on_one_mesh_axis_are_refused():
+    with pytest.raises(InputError, match="one mesh axis"):
+        specification(("heads", "mlp"), 2, MESH)
+
+
+def test_a_dimension_that_does_not_divide_is_named():
+    state = nnx.state(tiny_model())
+    mesh = Mesh(jax.devices()[:1], ("tensor",))
+    shardings(state, mesh)
+    with pytest.raises(InputError, match=r"kv_heads|does not divide by the mesh's tensor=3"):
+        shardings(state, AbstractMesh((3,), ("tensor",)))
+
+
+def test_every_parameter_of_every_part_knows_its_axes():
+    variables = jax.tree.leaves(nnx.state(tiny_model(MOVING)), is_leaf=lambda x: isinstance(x, nnx.Variable))
+    assert variables
+    for variable in variables:
+        assert len(variable.axes) in (variable[...].ndim, variable[...].ndim - 1)
+
+
+SPREAD = """
+import jax, numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from tests.models import CONTEXT, PAD, STOP, tiny_frames, tiny_model, tiny_prompt
+from vqathinker_jax.data.prompt import pad_left
+from vqathinker_jax.generate import Sampling, generate
+from vqathinker_jax.sharding import shardings
+
+graph, state = nnx.split(tiny_model())
+ids, mask = pad_left([tiny_prompt([8, 9]), tiny_prompt([10])], PAD, bucket=32)
+run = lambda state: generate(graph, state, tiny_frames(2), ids, mask, context_id=CONTEXT, stop_id=STOP, pad_id=PAD,
+                             sampling=Sampling(max_new_tokens=8))
+alone = run(state)
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("fsdp", "tensor"))
+spread_state = jax.device_put(state, shardings(state, mesh))
+spread = run(spread_state)
+assert not nnx.merge(graph, spread_state).language.layers.up.kernel[...].sharding.is_fully_replicated
+np.testing.assert_array_equal(alone.ids_PGC, spread.ids_PGC)
+# float32: partial sums of four devices are added in another order.
+np.testing.assert_allclose(alone.log_probs_PGC, spread.log_probs_PGC, atol=1e-4)
+with jax.set_mesh(mesh):
+    np.testing.assert_array_equal(run(spread_state).ids_PGC, alone.ids_PGC)
+print("equal")
+"""
+
+
+def test_four_devices_write_what_one_does_inside_a_mesh_context_and_outside():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]

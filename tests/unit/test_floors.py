@@ -38,7 +38,7 @@ SOURCES = sorted(
 )
 
 PROSE = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".txt", ".ini", ""}
-COMMITTED = [*OWN_PACKAGES - {"run"}, "tests", "benchmarks", ".ci"]
+COMMITTED = [*OWN_PACKAGES - {"run"}, "tests", "benchmarks", "tools", ".ci"]
 
 
 def room_of(source: Path) -> str:

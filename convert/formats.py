@@ -1,0 +1,109 @@
+"""The published formats, each as one table of names, and the settlement of what `config.json` leaves open.
+
+Enters: a checkpoint's folder. Leaves: a `Source`, in which the config, the rules and the tensors agree on whether there
+is a motion branch, where SlowFast's weights are, and whether the head is tied; no weight is read yet.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import language, motion, vision
+from convert.rule import Ignored, Table
+from convert.tensors import Tensor, open_folder, open_slowfast
+from vqathinker_jax.checkpoint import read_config
+from vqathinker_jax.model.config import ModelConfig, parse_config
+from vqathinker_jax.records import CheckpointError
+
+CHAT = vision.chat() + language.qwen("language_model.model.", "language_model.lm_head.weight") + motion.projector()
+"""OpenGVLab's releases and the reference's checkpoints, without SlowFast."""
+
+TRANSFORMERS = (
+    vision.transformers("")
+    + language.qwen("language_model.model.", "language_model.lm_head.weight")
+    + motion.projector()
+)
+"""What Transformers' `save_pretrained` writes."""
+
+TRANSFORMERS_STATE = (
+    vision.transformers("model.") + language.qwen("model.language_model.", "lm_head.weight") + motion.projector()
+)
+"""What the parameters are called in a running Transformers model, and in files written from its state dict."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint of the PyTorch world, understood but not yet read."""
+
+    directory: Path
+    config: ModelConfig
+    table: Table
+    tensors: Mapping[str, Tensor]
+
+
+def open_source(directory: Path, slowfast: Path | None = None) -> Source:
+    """The source in a folder; `slowfast` is the file of SlowFast's weights where the checkpoint lacks them.
+
+    Raises: CheckpointError where a file is missing or damaged, the config is unsupported, or SlowFast's weights are
+    nowhere or in two places.
+    """
+    raw = read_config(directory)
+    config = parse_config(raw, motion=True, file=str(directory / "config.json"))
+    tensors = open_folder(directory)
+    if not any(name.startswith((motion.PROJECTOR, motion.ROOTS[0])) for name in tensors):
+        config = replace(config, motion=None)
+    source = Source(directory, config, recognise(raw, tensors), tensors)
+    return _settle_head(_settle_slowfast(source, slowfast), lenient=raw["model_type"] == "internvl")
+
+
+def recognise(raw: Mapping[str, Any], names: Iterable[str]) -> Table:
+    """The table of the format that the config names, in the spelling that the tensors follow."""
+    if raw["model_type"] == "internvl_chat":
+        return CHAT
+    return TRANSFORMERS_STATE if any(name.startswith("model.") for name in names) else TRANSFORMERS
+
+
+def _settle_slowfast(source: Source, path: Path | None) -> Source:
+    """With the rules of SlowFast and, where they come in a file of their own, its tensors."""
+    where, own = source.directory, any(name.startswith(motion.ROOTS[0]) for name in source.tensors)
+    if source.config.motion is None:
+        if path:
+            raise CheckpointError(f"{where}: has no motion branch, so {path} has no place in it; leave --slowfast out")
+        return source
+    if own and path:
+        raise CheckpointError(
+            f"{where}: brings SlowFast's weights itself, so {path} is not needed; leave --slowfast out"
+        )
+    if own:
+        return replace(source, table=source.table + motion.slowfast(motion.ROOTS[0]))
+    if path is None:
+        cure = "give the file of torch hub with --slowfast SLOWFAST_8x8_R50.pyth"
+        raise CheckpointError(f"{where}: has the motion projector but not SlowFast's weights; {cure}")
+    added = open_slowfast(path)
+    root = next((root for root in motion.ROOTS if any(name.startswith(root) for name in added)), None)
+    if root is None:
+        raise CheckpointError(f"{path}: no SlowFast weights; expected tensors named {' or '.join(motion.ROOTS)}*")
+    return replace(source, table=source.table + motion.slowfast(root), tensors={**source.tensors, **added})
+
+
+def _settle_head(source: Source, *, lenient: bool) -> Source:
+    """With a head that is tied to the embedding only where none of its own is stored beside it.
+
+    `lenient`: a stored head that differs from the embedding is the model's, whatever the config says. So Transformers
+    loads it, whose own default for this setting is "tied"; in chat format the contradiction is the user's to solve.
+    """
+    head, embedding = (source.table.theirs(ours) for ours in ("language.head.kernel", "language.embedding"))
+    if not source.config.language.tied or not {head, embedding} <= source.tensors.keys():
+        return source
+    if np.array_equal(source.tensors[head].read(), source.tensors[embedding].read()):
+        equal = Ignored(re.escape(head), "equals the embedding that it is tied to")
+        return replace(source, table=source.table + Table((), (equal,)))
+    if lenient:
+        untied = replace(source.config.language, tied=False)
+        return replace(source, config=replace(source.config, language=untied))
+    cure = "if the head is right, set llm_config.tie_word_embeddings to false in config.json"
+    raise CheckpointError(f"{source.directory}: {head} differs from {embedding} though the config ties them; {cure}")

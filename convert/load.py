@@ -1,0 +1,101 @@
+"""A checkpoint folder in, a model out.
+
+All that does not fit is found from the files' headers, before any weight is read. Then weights are read one tensor at a
+time into one array of ours at a time, so memory peaks at the model and its largest array.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+from convert.formats import Source, open_source
+from convert.rule import Link, Shape, faults, link
+from convert.tensors import STORED, Tensor
+from vqathinker_jax.checkpoint import abstract_model, arrays, fill
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.records import CheckpointError
+
+_BLOCK = 256
+
+
+def load(
+    directory: Path,
+    *,
+    dtype: DTypeLike | None = None,
+    slowfast: Path | None = None,
+    unrolled: bool = False,
+    progress: bool = False,
+) -> VLM:
+    """The model of a folder in chat or Transformers' format, on the default device.
+
+    dtype: of every parameter; None keeps what is stored. slowfast: a file of SlowFast's weights, for a checkpoint that
+    has the motion projector but not them. unrolled: layers listed rather than stacked. progress: a bar on stderr.
+
+    Raises: CheckpointError with every fault found, one a line.
+    """
+    source = open_source(directory, slowfast)
+    abstract = abstract_model(source.config, unrolled=unrolled)
+    shapes = {path: array.shape for path, array in arrays(abstract).items()}
+    values = stream(fit(source, shapes), source.tensors, shapes, dtype)
+    return fill(abstract, tqdm(values, f"loading {directory.name}", len(shapes), disable=not progress))
+
+
+def fit(source: Source, shapes: Mapping[str, Shape]) -> list[Link]:
+    """The links between the source's tensors and a model's arrays of these shapes, every one of them on both sides.
+
+    Raises: CheckpointError listing each tensor that is unexpected, missing, misshapen or of an unsupported dtype.
+    """
+    links = link(source.table.rules, shapes)
+    found = {name: tensor.shape for name, tensor in source.tensors.items()}
+    lines = faults(links, source.table.ignored, found, shapes)
+    claimed = sorted(set(found).intersection(name for each in links for name in each.theirs))
+    wrong = [(name, source.tensors[name].dtype) for name in claimed if source.tensors[name].dtype not in STORED]
+    lines += [f"{name}: found dtype {dtype}, expected {', '.join(STORED)}" for name, dtype in wrong]
+    if lines:
+        count = f"{len(lines)} fault{'s'[: len(lines) > 1]}"
+        cure = "check that config.json and the weights belong together, and download the checkpoint again"
+        raise CheckpointError("\n".join([f"{source.directory}: {count} in its tensors", *lines, cure]))
+    return links
+
+
+def stream(
+    links: Sequence[Link], tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], dtype: DTypeLike | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each array of ours, whole, with its path; only the ones being filled are in memory."""
+    for paths, same in itertools.groupby(links, key=lambda each: each.ours):
+        group = list(same)
+        stored = [STORED[tensors[name].dtype] for each in group for name in each.theirs]
+        kind = dtype or jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
+        filling = {path: np.empty(shapes[path], kind) for path in paths}
+        for each in group:
+            parts = each.form.to_ours([tensors[name].read() for name in each.theirs], each.shapes)
+            for path, part in zip(paths, parts, strict=True):
+                _copy(part, filling[path] if each.layer is None else filling[path][each.layer])
+        yield from filling.items()
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    """`target[...] = source`, in square blocks: most sources are transposed matrices, and this is 5 times as fast."""
+    source, target = _matrix(source), target.reshape(_matrix(source).shape)
+    if source.ndim != 2 or source.flags.c_contiguous:
+        target[...] = source
+        return
+    for i, j in itertools.product(*(range(0, size, _BLOCK) for size in source.shape)):
+        block = slice(i, i + _BLOCK), slice(j, j + _BLOCK)
+        target[block] = source[block]
+
+
+def _matrix(array: np.ndarray) -> np.ndarray:
+    """The array with each run of axes that lie one within the other in memory as one axis."""
+    shape: list[int] = []
+    for axis, size in enumerate(array.shape):
+        inside = axis > 0 and array.strides[axis - 1] == size * array.strides[axis]
+        shape = [*shape[:-1], shape[-1] * size] if inside else [*shape, size]
+    return array.reshape(shape)

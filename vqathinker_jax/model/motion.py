@@ -190,13 +190,13 @@ def schedule(frames: int) -> tuple[np.ndarray, int]:
 
 
 def pool_mean(x_PFYXC: jax.Array, repeats: int, kernel: tuple[int, int, int]) -> jax.Array:
-    """Repeat along time, average-pool with stride 1, then average to one value a channel: [P, C], float32 sums.
+    """Repeat each step along time, average-pool with stride 1, then average to one value a channel: [P, C].
 
     Averages of averages are one weighted mean: a position counts as often as windows cover it, axis by axis, so neither
     the repeats nor the pooled array are ever built.
     """
     F, Y, X = x_PFYXC.shape[1:4]
-    time = coverage(F * repeats, kernel[0], "frames").reshape(repeats, F).sum(0)
+    time = coverage(F * repeats, kernel[0], "frames").reshape(F, repeats).sum(1)
     rows, columns = coverage(Y, kernel[1], "rows"), coverage(X, kernel[2], "columns")
     return jnp.einsum("pfyxc,f,y,x->pc", x_PFYXC, time, rows, columns, preferred_element_type=jnp.float32).astype(
         x_PFYXC.dtype

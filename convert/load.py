@@ -18,11 +18,45 @@ from tqdm import tqdm
 from convert.formats import Source, open_source
 from convert.rule import Link, Shape, faults, link
 from convert.tensors import STORED, Tensor
-from vqathinker_jax.checkpoint import abstract_model, arrays, fill
+from vqathinker_jax.checkpoint import abstract_model, arrays, check_free, fill, is_native, refuse, restore, save
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
 
 _BLOCK = 256
+
+
+def open_model(
+    directory: Path,
+    *,
+    dtype: DTypeLike | None = None,
+    slowfast: Path | None = None,
+    unrolled: bool = False,
+    progress: bool = False,
+) -> VLM:
+    """The model of a checkpoint folder of any kind, native ones included; the arguments are those of `load`.
+
+    Raises: CheckpointError with every fault found, one a line.
+    """
+    if not is_native(directory):
+        return load(directory, dtype=dtype, slowfast=slowfast, unrolled=unrolled, progress=progress)
+    if slowfast:
+        raise CheckpointError(f"{directory}: a native checkpoint has no use for {slowfast}; leave --slowfast out")
+    return restore(directory, dtype=dtype, unrolled=unrolled)
+
+
+def convert_checkpoint(
+    source: Path, target: Path, *, slowfast: Path | None = None, dtype: DTypeLike | None = None, force: bool = False
+) -> None:
+    """Write the checkpoint of the PyTorch world in `source` as a native one to `target`, with a bar on stderr.
+
+    dtype, slowfast: as for `load`. force: replace what is in `target`.
+
+    Raises: CheckpointError where `source` does not load, or `target` is taken.
+    """
+    check_free(target, force=force)
+    if is_native(source):
+        raise CheckpointError(f"{source}: is a native checkpoint already; copy the folder")
+    save(target, load(source, dtype=dtype, slowfast=slowfast, progress=True), source, force=force)
 
 
 def load(
@@ -58,10 +92,7 @@ def fit(source: Source, shapes: Mapping[str, Shape]) -> list[Link]:
     claimed = sorted(set(found).intersection(name for each in links for name in each.theirs))
     wrong = [(name, source.tensors[name].dtype) for name in claimed if source.tensors[name].dtype not in STORED]
     lines += [f"{name}: found dtype {dtype}, expected {', '.join(STORED)}" for name, dtype in wrong]
-    if lines:
-        count = f"{len(lines)} fault{'s'[: len(lines) > 1]}"
-        cure = "check that config.json and the weights belong together, and download the checkpoint again"
-        raise CheckpointError("\n".join([f"{source.directory}: {count} in its tensors", *lines, cure]))
+    refuse(source.directory, lines)
     return links
 
 
@@ -72,7 +103,7 @@ def stream(
     for paths, same in itertools.groupby(links, key=lambda each: each.ours):
         group = list(same)
         stored = [STORED[tensors[name].dtype] for each in group for name in each.theirs]
-        kind = dtype or jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
+        kind = jnp.dtype(dtype) if dtype else jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
         filling = {path: np.empty(shapes[path], kind) for path in paths}
         for each in group:
             parts = each.form.to_ours([tensors[name].read() for name in each.theirs], each.shapes)

@@ -15,6 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
+from vqathinker_jax.checkpoint import shape_faults
+
 Shape = tuple[int, ...]
 
 
@@ -159,13 +161,8 @@ def faults(
     """Everything that keeps these tensors from filling a model of these arrays exactly once, one line each."""
     expected = {name: shape for each in links for name, shape in zip(each.theirs, each.their_shapes, strict=True)}
     skipped = re.compile("|".join(f"(?:{each.pattern})" for each in ignored) or "(?!)")
-    lines = [f"{name}: missing, expected {expected[name]}" for name in sorted(expected.keys() - found.keys())]
-    for name in sorted(found):
-        if name not in expected:
-            if not skipped.fullmatch(name):
-                lines.append(f"{name}: unexpected, found {found[name]}")
-        elif found[name] != expected[name]:
-            lines.append(f"{name}: found {found[name]}, expected {expected[name]}")
+    wanted = {name: shape for name, shape in found.items() if name in expected or not skipped.fullmatch(name)}
+    lines = shape_faults(expected, wanted)
     claims = Counter(name for each in links for name in each.theirs)
     lines += [f"{name}: claimed by {count} rules, expected 1" for name, count in claims.items() if count > 1]
     filled = Counter((path, each.layer) for each in links for path in each.ours)

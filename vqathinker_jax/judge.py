@@ -80,6 +80,7 @@ class Judge:
         self.view = view
         self.sampling = sampling
         self.seed = seed
+        self.positions = model.config.language.max_positions
         self.has_motion = model.motion is not None
         self.tokens_per_frame = model.config.tokens_per_frame(view.image_size)
 
@@ -125,6 +126,12 @@ class Judge:
             for question in questions
         ]
         ids_PS, mask_PS = prompt.pad_left(ids_PT, self.tokens.pad)
+        longest = ids_PS.shape[1] + self.sampling.max_new_tokens
+        if longest > self.positions:
+            raise InputError(
+                f"{ids_PS.shape[1]} prompt tokens and {self.sampling.max_new_tokens} new ones exceed the model's "
+                f"{self.positions} positions; take fewer or smaller frames, or fewer new tokens"
+            )
         made = generate(
             self.graph,
             self.state,

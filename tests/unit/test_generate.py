@@ -1,12 +1,14 @@
 """Generation: decoding with a cache is the model itself, whatever stands beside a row in its batch."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models import CONTEXT, PAD, STOP, tiny_frames, tiny_model, tiny_prompt
+from tests.models import CONTEXT, PAD, PLAIN, STOP, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax import generate as generation
 from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.generate import Sampling, choose, generate
@@ -19,9 +21,14 @@ DRAWN = Sampling(max_new_tokens=12, temperature=0.9, top_k=20)
 TAILS = [[8, 9], [10, 11, 12, 13, 14], [15]]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["stacked", "listed"])
+WINDOWED = replace(PLAIN, language=replace(PLAIN.language, window=10))
+MODELS = {"stacked": (PLAIN, False), "listed": (PLAIN, True), "windowed": (WINDOWED, True)}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def split(request: pytest.FixtureRequest):
-    return nnx.split(tiny_model(listed=request.param))
+    config, listed = MODELS[request.param]
+    return nnx.split(tiny_model(config, listed=listed))
 
 
 def run(split, tails, sampling=GREEDY, frames=None, **options):
@@ -75,6 +82,16 @@ def test_tokens_see_only_what_came_before(split):
     after, _ = model.language.prefill(hidden.at[:, 6:].add(1.0), mask)
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
     assert np.abs(before[:, 6:] - after[:, 6:]).min() > 0
+
+
+def test_a_window_ends_what_a_token_sees():
+    model = tiny_model(replace(WINDOWED, language=replace(WINDOWED.language, layers=1)))
+    hidden = jax.random.normal(jax.random.key(0), (1, 16, 32))
+    mask = np.ones((1, 16), bool)
+    before, _ = model.language.prefill(hidden, mask)
+    after, _ = model.language.prefill(hidden.at[:, 2].add(1.0), mask)
+    changed = (before != after).any(-1)[0]
+    assert changed.tolist() == [2 <= t < 2 + 10 for t in range(16)]
 
 
 def test_nothing_compiles_twice_for_another_video(split):

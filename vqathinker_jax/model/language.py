@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vqathinker_jax.model.attention import attend, attend_two
@@ -59,7 +60,8 @@ class LanguageModel(nnx.Module):
 
         def step(layer: DecoderLayer, hidden_PSD: jax.Array, _: None) -> tuple[jax.Array, Any]:
             def look(query_PSNH: jax.Array, key_PSKH: jax.Array, value_PSKH: jax.Array) -> tuple[jax.Array, Any]:
-                seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, causal=True, key_mask_BS=mask_PS)
+                reach = {"causal": True, "window": self.config.window}
+                seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, key_mask_BS=mask_PS, **reach)
                 return seen_PSNH, (key_PSKH, value_PSKH)
 
             hidden_PSD, cache = layer(hidden_PSD, rotation, look)
@@ -88,6 +90,8 @@ class LanguageModel(nnx.Module):
         """
         P, G, _ = hidden_PGD.shape
         rotation = rotary(jnp.broadcast_to(prompt.lengths_P[:, None] + step, (P, G)), self.config)
+        S, window = prompt.mask_PS.shape[1], self.config.window or self.config.max_positions
+        prompt_mask_PS = prompt.mask_PS & (S + step - jnp.arange(S) < window)
 
         def layer_step(layer: DecoderLayer, hidden_PGD: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
             (prompt_key, prompt_value), (own_key, own_value) = caches
@@ -96,9 +100,10 @@ class LanguageModel(nnx.Module):
                 at = (0, 0, step, 0, 0)
                 key_PGCKH = jax.lax.dynamic_update_slice(own_key, key_PGKH[:, :, None], at)
                 value_PGCKH = jax.lax.dynamic_update_slice(own_value, value_PGKH[:, :, None], at)
-                written_PGC = jnp.broadcast_to(jnp.arange(key_PGCKH.shape[2]) <= step, key_PGCKH.shape[:3])
-                shared = (prompt_key, prompt_value, prompt.mask_PS)
-                seen_PGNH = attend_two(query_PGNH, shared, (key_PGCKH, value_PGCKH, written_PGC))
+                back_C = step - jnp.arange(key_PGCKH.shape[2])
+                own_mask_PGC = jnp.broadcast_to((back_C >= 0) & (back_C < window), key_PGCKH.shape[:3])
+                shared = (prompt_key, prompt_value, prompt_mask_PS)
+                seen_PGNH = attend_two(query_PGNH, shared, (key_PGCKH, value_PGCKH, own_mask_PGC))
                 return seen_PGNH, (key_PGCKH, value_PGCKH)
 
             return layer(hidden_PGD, rotation, look)
@@ -145,9 +150,10 @@ def positions(mask_BT: jax.Array) -> jax.Array:
 
 def rotary(positions_BT: jax.Array, config: LanguageConfig) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine [B, T, 1, H] of the rotary embedding, float32."""
-    half = config.head // 2
-    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions_BT[..., None, None].astype(jnp.float32) * jnp.concatenate([frequency, frequency])
+    # In numpy's float32 and in the reference's order of operations: at position 5000 one ulp of a frequency shows.
+    exponent = np.arange(0, config.head, 2, dtype=np.float32) / np.float32(config.head)
+    frequency = np.float32(1) / np.float32(config.rope_theta) ** exponent
+    angle = positions_BT[..., None, None].astype(jnp.float32) * np.concatenate([frequency, frequency])
     return jnp.cos(angle), jnp.sin(angle)
 
 

@@ -59,7 +59,7 @@ class MotionConfig:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Qwen2.5."""
+    """Qwen2.5. `window`: how many tokens back, itself included, a token sees; None for all."""
 
     width: int = 3584
     layers: int = 28
@@ -71,6 +71,7 @@ class LanguageConfig:
     epsilon: float = 1e-6
     max_positions: int = 32768
     tied: bool = False
+    window: int | None = None
 
     @property
     def head(self) -> int:
@@ -107,157 +108,154 @@ def parse_config(raw: Mapping[str, Any], *, motion: bool, file: str = "config.js
     Raises: CheckpointError naming every unsupported or missing setting.
     """
     faults: list[str] = []
+    outer = _Section("", raw, faults)
     kind = raw.get("model_type")
     if kind == "internvl_chat":
-        vision, language = _chat_vision(raw, faults), _language(faults, raw, "llm_config")
+        section = outer.inner("llm_config")
+        # The reference's Transformers masks by this setting, 4096 where absent, whatever use_sliding_window says
+        # (huggingface/transformers issue 38002). The released configs say null; a prompt of 12 frames is longer.
+        window = section.values.get("sliding_window", 4096)
+        vision, language = _chat_vision(outer), replace(_language(section), window=window)
     elif kind == "internvl":
-        vision, language = _native_vision(raw, faults), _language(faults, raw, "text_config")
         # Transformers looks at the outermost setting alone, and takes its absence for a yes.
-        language = replace(language, tied=bool(raw.get("tie_word_embeddings", True)))
+        tied = bool(raw.get("tie_word_embeddings", True))
+        vision, language = _native_vision(outer), replace(_language(outer.inner("text_config")), tied=tied)
     else:
         raise CheckpointError(f"{file}: model_type is {kind!r}; expected 'internvl_chat' or 'internvl'")
-    shuffle = _shuffle(faults, raw)
-    narrowed = _motion(faults, raw) if motion else None
+    shuffle = {0.5: 2, 1.0: 1}.get(outer.one_of("downsample_ratio", 0.5, [0.5, 1.0]), 0)
+    narrowed = _motion(outer) if motion else None
     if faults:
         raise CheckpointError("\n".join(f"{file}: {fault}" for fault in faults))
     return ModelConfig(vision, language, narrowed, shuffle)
 
 
-def _chat_vision(raw: Mapping[str, Any], faults: list[str]) -> VisionConfig:
-    sub = _section(faults, raw, "vision_config")
-    _refuse(faults, "ps_version", raw.get("ps_version", "v1"), ["v2"])
-    _refuse(faults, "select_layer", raw.get("select_layer", -1), [-1])
-    defaults = {"hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25, "intermediate_size": 12800}
+@dataclass(frozen=True)
+class _Section:
+    """An object of the config; what is wrong in it goes to `faults`, and reading goes on."""
+
+    name: str
+    values: Mapping[str, Any]
+    faults: list[str]
+
+    def inner(self, key: str) -> "_Section":
+        """The object under `key`; where there is none, that is the one fault, and nothing is said of its inside."""
+        found = self.values.get(key)
+        if isinstance(found, Mapping) and found:
+            return _Section(f"{self.name}{key}.", found, self.faults)
+        self.faults.append(f"{self.name}{key} is missing")
+        return _Section(f"{self.name}{key}.", {}, [])
+
+    def one_of(self, key: str, default: Any, supported: list[Any]) -> Any:
+        """The setting, which is a fault unless this model supports it."""
+        found = self.values.get(key, default)
+        if found not in supported:
+            self.faults.append(f"{self.name}{key} is {found!r}; supported: {', '.join(map(repr, supported))}")
+        return found
+
+    def number(self, key: str, default: float | None = None, *, parts: str | None = None) -> Any:
+        """The positive number under `key`, 0 where it is none; `parts` is the setting that must divide it."""
+        found = self.values.get(key, default)
+        found = found[0] if isinstance(found, list) and found else found  # native configs write square sizes as pairs
+        if not isinstance(found, int | float) or found <= 0:
+            what = "missing" if found is None else f"{found!r}; expected a positive number"
+            self.faults.append(f"{self.name}{key} is {what}")
+            return 0
+        count = self.values.get(parts) if parts else None
+        if isinstance(count, int) and count > 0 and found % count:
+            self.faults.append(f"{self.name}{parts} is {count}, which does not divide {key}, {found}")
+        return found
+
+
+def _chat_vision(outer: _Section) -> VisionConfig:
+    outer.one_of("ps_version", "v1", ["v2"])
+    outer.one_of("select_layer", -1, [-1])
+    section = outer.inner("vision_config")
     return _vision(
-        faults,
-        {**defaults, "image_size": 224, "norm_type": "rms_norm", **sub},
-        qkv_bias=bool(sub.get("qkv_bias", False)),
-        qk_norm=bool(sub.get("qk_normalization", True)),
+        section,
+        {"hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25, "intermediate_size": 12800},
+        image_size=224,
+        norm="rms_norm",
+        qkv_bias=bool(section.values.get("qkv_bias", False)),
+        qk_norm=bool(section.values.get("qk_normalization", True)),
     )
 
 
-def _native_vision(raw: Mapping[str, Any], faults: list[str]) -> VisionConfig:
-    sub = _section(faults, raw, "vision_config")
-    _refuse(faults, "vision_feature_layer", raw.get("vision_feature_layer", -1), [-1])
-    _refuse(faults, "vision_feature_select_strategy", raw.get("vision_feature_select_strategy", "default"), ["default"])
-    _refuse(faults, "projector_hidden_act", raw.get("projector_hidden_act", "gelu"), ["gelu"])
-    _refuse(faults, "vision_config.use_mean_pooling", sub.get("use_mean_pooling", True), [True])
-    _refuse(faults, "vision_config.use_mask_token", sub.get("use_mask_token", False), [False])
-    positions = sub.get("use_absolute_position_embeddings", True)
-    _refuse(faults, "vision_config.use_absolute_position_embeddings", positions, [True])
-    defaults = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+def _native_vision(outer: _Section) -> VisionConfig:
+    outer.one_of("vision_feature_layer", -1, [-1])
+    outer.one_of("vision_feature_select_strategy", "default", ["default"])
+    outer.one_of("projector_hidden_act", "gelu", ["gelu"])
+    section = outer.inner("vision_config")
+    section.one_of("use_mean_pooling", True, [True])
+    section.one_of("use_mask_token", False, [False])
+    section.one_of("use_absolute_position_embeddings", True, [True])
     return _vision(
-        faults,
-        {**defaults, "image_size": 448, "norm_type": "layer_norm", **sub},
-        qkv_bias=bool(sub.get("attention_bias", False)),
-        qk_norm=bool(sub.get("use_qk_norm", False)),
+        section,
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        image_size=448,
+        norm="layer_norm",
+        qkv_bias=bool(section.values.get("attention_bias", False)),
+        qk_norm=bool(section.values.get("use_qk_norm", False)),
     )
 
 
-_VISION = {
-    "width": ("hidden_size", None),
-    "layers": ("num_hidden_layers", None),
-    "heads": ("num_attention_heads", None),
-    "mlp": ("intermediate_size", None),
-    "patch": ("patch_size", 14),
-    "epsilon": ("layer_norm_eps", 1e-6),
-}
-_LANGUAGE = {
-    "width": ("hidden_size", None),
-    "layers": ("num_hidden_layers", None),
-    "heads": ("num_attention_heads", None),
-    "kv_heads": ("num_key_value_heads", None),
-    "mlp": ("intermediate_size", None),
-    "vocabulary": ("vocab_size", None),
-    "epsilon": ("rms_norm_eps", 1e-6),
-    "max_positions": ("max_position_embeddings", 32768),
-}
+def _vision(
+    section: _Section, defaults: Mapping[str, int], *, image_size: int, norm: str, qkv_bias: bool, qk_norm: bool
+) -> VisionConfig:
+    """The tower of either format; `defaults`, `image_size` and `norm` are those of the class that wrote the config,
+    which omits what equals them."""
+    section = replace(section, values={**defaults, **section.values})
+    section.one_of("hidden_act", "gelu", ["gelu"])
+    section.one_of("num_channels", 3, [3])
+    patch = section.number("patch_size", 14)
+    return VisionConfig(
+        width=section.number("hidden_size", parts="num_attention_heads"),
+        layers=section.number("num_hidden_layers"),
+        heads=section.number("num_attention_heads"),
+        mlp=section.number("intermediate_size"),
+        patch=patch,
+        grid=section.number("image_size", image_size) // (patch or 1),
+        epsilon=section.number("layer_norm_eps", 1e-6),
+        rms_norm=section.one_of("norm_type", norm, ["layer_norm", "rms_norm"]) == "rms_norm",
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+    )
 
 
-def _vision(faults: list[str], sub: Mapping[str, Any], *, qkv_bias: bool, qk_norm: bool) -> VisionConfig:
-    _refuse(faults, "vision_config.hidden_act", sub.get("hidden_act", "gelu"), ["gelu"])
-    _refuse(faults, "vision_config.norm_type", sub["norm_type"], ["layer_norm", "rms_norm"])
-    _refuse(faults, "vision_config.num_channels", sub.get("num_channels", 3), [3])
-    values = _take(faults, sub, "vision_config", _VISION)
-    _divides(faults, "vision_config", "num_attention_heads", values["heads"], "hidden_size", values["width"])
-    grid = _side(sub["image_size"]) // values["patch"]
-    rms_norm = sub["norm_type"] == "rms_norm"
-    return VisionConfig(**values, grid=grid, rms_norm=rms_norm, qkv_bias=qkv_bias, qk_norm=qk_norm)
-
-
-def _language(faults: list[str], raw: Mapping[str, Any], key: str) -> LanguageConfig:
-    sub = _section(faults, raw, key)
-    kind = sub.get("model_type") or next(iter(sub.get("architectures") or []), None)
-    if sub and kind not in ("qwen2", "Qwen2ForCausalLM"):
+def _language(section: _Section) -> LanguageConfig:
+    values = section.values
+    kind = values.get("model_type") or next(iter(values.get("architectures") or []), None)
+    if kind not in ("qwen2", "Qwen2ForCausalLM"):
         cure = "the language model must be Qwen2.5, as in InternVL3 1B, 2B, 8B, 14B, 38B and 78B (the 9B has InternLM3)"
-        faults.append(f"{key}.model_type is {kind!r}; {cure}")
+        section.faults.append(f"{section.name}model_type is {kind!r}; {cure}")
         return LanguageConfig()
-    _refuse(faults, f"{key}.hidden_act", sub.get("hidden_act", "silu"), ["silu"])
-    _refuse(faults, f"{key}.use_sliding_window", bool(sub.get("use_sliding_window", False)), [False])
-    rope = sub.get("rope_parameters") or {}
-    scaling = sub.get("rope_scaling") or rope
-    # Dynamic NTK, which the released configs name, changes nothing up to max_position_embeddings.
-    _refuse(
-        faults, f"{key}.rope_scaling", scaling.get("rope_type", scaling.get("type", "default")), ["default", "dynamic"]
+    section.one_of("hidden_act", "silu", ["silu"])
+    section.one_of("use_sliding_window", False, [False, None])
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "dynamic"):
+        # Dynamic NTK, which the released configs name, changes nothing up to max_position_embeddings.
+        section.faults.append(f"{section.name}rope_scaling is {dict(rope)!r}; supported: 'default', 'dynamic'")
+    config = LanguageConfig(
+        width=section.number("hidden_size", parts="num_attention_heads"),
+        layers=section.number("num_hidden_layers"),
+        heads=section.number("num_attention_heads", parts="num_key_value_heads"),
+        kv_heads=section.number("num_key_value_heads"),
+        mlp=section.number("intermediate_size"),
+        vocabulary=section.number("vocab_size"),
+        rope_theta=float(values.get("rope_theta", rope.get("rope_theta", 1e4))),
+        epsilon=section.number("rms_norm_eps", 1e-6),
+        max_positions=section.number("max_position_embeddings", 32768),
+        tied=bool(values.get("tie_word_embeddings", False)),
     )
-    theta = sub.get("rope_theta", rope.get("rope_theta", 1e4))
-    tied = sub.get("tie_word_embeddings", raw.get("tie_word_embeddings", False))
-    values = _take(faults, sub, key, _LANGUAGE) if sub else {}
-    config = LanguageConfig(**values, rope_theta=float(theta), tied=bool(tied))
-    _divides(faults, key, "num_attention_heads", config.heads, "hidden_size", config.width)
-    _divides(faults, key, "num_key_value_heads", config.kv_heads, "num_attention_heads", config.heads)
-    _refuse(faults, f"{key}.head_dim", sub.get("head_dim") or config.head, [config.head])
+    if config.heads:
+        section.one_of("head_dim", config.head, [config.head, None])
     return config
 
 
-def _motion(faults: list[str], raw: Mapping[str, Any]) -> MotionConfig:
-    narrowed = raw.get("motion_config", {})
+def _motion(outer: _Section) -> MotionConfig:
+    narrowed = outer.values.get("motion_config", {})
     unknown = sorted(set(narrowed) - set(MotionConfig.__dataclass_fields__))
     if unknown:
-        faults.append(f"motion_config has unknown keys {', '.join(unknown)}")
+        outer.faults.append(f"motion_config has unknown keys {', '.join(unknown)}")
         return MotionConfig()
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in narrowed.items()}
     return MotionConfig(**values)
-
-
-def _section(faults: list[str], raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = raw.get(key)
-    if isinstance(section, Mapping) and section:
-        return section
-    faults.append(f"{key} is missing")
-    return {}
-
-
-def _take(faults: list[str], sub: Mapping[str, Any], key: str, table: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
-    """The values of a section under our names; one missing or no positive number is a fault, and stands as 1."""
-    values: dict[str, Any] = {}
-    for ours, (theirs, default) in table.items():
-        value = _side(sub.get(theirs, default))
-        if not isinstance(value, int | float) or value <= 0:
-            faults.append(
-                f"{key}.{theirs} is {value!r}; expected a number" if theirs in sub else f"{key}.{theirs} is missing"
-            )
-            value = 1
-        values[ours] = value
-    return values
-
-
-def _side(value: Any) -> Any:
-    """Native configs write some square sizes as a pair."""
-    return value[0] if isinstance(value, list | tuple) else value
-
-
-def _shuffle(faults: list[str], raw: Mapping[str, Any]) -> int:
-    ratio = raw.get("downsample_ratio", 0.5)
-    _refuse(faults, "downsample_ratio", ratio, [0.5, 1.0])
-    return round(1 / (ratio or 1))
-
-
-def _divides(faults: list[str], key: str, part: str, parts: int, whole: str, size: int) -> None:
-    if size % parts:
-        faults.append(f"{key}.{part} is {parts}, which does not divide {whole}, {size}")
-
-
-def _refuse(faults: list[str], key: str, value: Any, supported: list[Any]) -> None:
-    if value not in supported:
-        faults.append(f"{key} is {value!r}; supported: {', '.join(map(repr, supported))}")

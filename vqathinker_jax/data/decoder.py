@@ -26,6 +26,10 @@ from vqathinker_jax.data.packets import Survey, opened, survey
 from vqathinker_jax.records import Clip, VideoError
 
 HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}
+INTERLACED = "interlaced, shown without deinterlacing"
+
+# Fewer frames than packets are damage in these only: VP8 and MPEG-4 have packets that show nothing, as fields have.
+FRAME_A_PACKET = {"h264", "hevc", "av1", "libdav1d", "mjpeg", "mpeg2video"}
 
 # A seek costs about as much as decoding SEEK_COST frames. What is jumped over is never decoded, so damage there goes
 # unseen: seek only where that spares at least WORTH_SEEKING frames.
@@ -76,7 +80,7 @@ class _Reading:
         if frame.color_trc in HDR_TRANSFERS:
             self.notes[f"HDR ({HDR_TRANSFERS[frame.color_trc]}) shown without tone mapping"] = None
         if frame.interlaced_frame:
-            self.notes["interlaced, shown without deinterlacing"] = None
+            self.notes[INTERLACED] = None
         self.frames_FYXC[slots] = frame_YXC
 
 
@@ -196,13 +200,11 @@ def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _damage(packets: Survey, reading: _Reading) -> tuple[str, ...]:
-    """Return what is wrong with the file in a sentence, if anything is.
-
-    Fewer frames than packets prove nothing alone: VP8 and packed MPEG-4 have packets that show nothing.
-    """
+    """Return what is wrong with the file in a sentence, if anything is."""
     count = len(reading.pts)
-    if not packets.at_fault and not reading.faults:
+    whole = INTERLACED in reading.notes or packets.codec not in FRAME_A_PACKET or count >= packets.count
+    if whole and not packets.at_fault and not reading.faults:
         return ()
     if count < packets.promised:
         return (f"damaged: {count} of {packets.promised} frames could be decoded",)
-    return (f"damaged: all {count} frames could be decoded, but some with errors",)
+    return (f"damaged: {count} frames could be decoded, others are missing or have errors",)

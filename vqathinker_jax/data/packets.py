@@ -20,11 +20,14 @@ from av.video.stream import VideoStream
 
 from vqathinker_jax.records import VideoError
 
+TS_PACKET_SIZES = (188, 192, 204)  # a transport stream is whole packets; it has no header to tell its length
+
 
 @dataclass(frozen=True)
 class Survey:
     """What the packets of a video tell.
 
+    codec:    ffmpeg's name for it.
     pts:      presentation times of the frames to be shown, ascending, in units of time_base.
     keys:     places in pts from which decoding can begin: key frames, and the very first.
     count:    packets that should give a frame to be shown.
@@ -34,6 +37,7 @@ class Survey:
     at_fault: packets are cut or missing, or no key frame begins the video.
     """
 
+    codec: str
     pts: list[int]
     keys: list[int]
     count: int
@@ -65,11 +69,11 @@ def survey(path: Path) -> Survey:
         VideoError: the file is no video, or its video holds no packet.
     """
     stamps: list[_Stamp] = []
-    at_fault = False
     begin_s, end_s = float("inf"), 0.0
     with opened(path) as (container, stream):
+        at_fault = container.format.name == "mpegts" and all(container.size % size for size in TS_PACKET_SIZES)
         time_base, rate = stream.time_base or Fraction(1), stream.guessed_rate or Fraction(25)
-        declared, length = stream.frames, stream.duration
+        codec, declared, length = stream.codec_context.name, stream.frames, stream.duration
         # A container's length is that of its longest stream, so it can only be held against all of them.
         header_s = float(length * time_base) if length else (container.duration or 0) / av.time_base
         timed = {stream.index} if length else {s.index for s in (*container.streams.video, *container.streams.audio)}
@@ -98,6 +102,7 @@ def survey(path: Path) -> Survey:
     pts = [pts for pts, _ in in_order]
     dts = [stamp.dts for stamp in stamps if stamp.dts is not None]
     return Survey(
+        codec=codec,
         pts=pts,
         keys=[place for place, (_, key) in enumerate(in_order) if key or place == 0],
         count=count,

@@ -182,14 +182,14 @@ class TestSeeking:
 class TestDamage:
     """A damaged file is read as far as it goes, and the frames are drawn from those that exist."""
 
-    CUT = ("plain.mp4", "open_gop.mp4", "hevc.mp4", "av1.mp4", "open_gop.mkv", "vp9.webm", "open_gop.flv", "mjpeg.avi")
+    CUT = ("plain.mp4", "hevc.mp4", "av1.mp4", "open_gop.mkv", "vp9.webm", "mjpeg.avi", "open_gop.ts", "mpeg2.ts")
 
     @pytest.mark.parametrize("name", CUT)
     def test_cut_off(self, tmp_path: Path, name: str):
         made = CONTAINERS[name] | (MOOV_IN_FRONT if name.endswith("mp4") else {})
         whole = clips.write(tmp_path / name, COUNT, **made).read_bytes()
         path = tmp_path / f"cut_{name}"
-        path.write_bytes(whole[: len(whole) * 7 // 10])
+        path.write_bytes(whole[: len(whole) * 7 // 10 | 1])  # odd, so within a transport packet
         self.check(path)
 
     @pytest.mark.parametrize("name", ["plain.mp4", "open_gop.mp4", "hevc.mp4", "av1.mp4", "mpeg4.mp4"])
@@ -220,11 +220,11 @@ class TestDamage:
         assert clip.indices == sample_indices(len(exist) - 1, FRAMES)
         assert np.array_equal(clip.frames_FYXC, [exist[index] for index in clip.indices])
         (sentence,) = clip.health
-        found = re.fullmatch(r"damaged: (?:all )?(\d+) (?:of (\d+) )?frames could be decoded.*", sentence)
+        found = re.fullmatch(r"damaged: (\d+) (?:of (\d+) )?frames could be decoded(, others are .*)?", sentence)
         assert found, sentence
         assert int(found[1]) == len(exist)
-        assert found[2] or len(exist) == COUNT
-        if path.name.startswith("cut"):
+        assert found[2] or found[3]
+        if path.name.startswith("cut") and path.suffix != ".ts":
             assert found[2] == str(COUNT)
 
     def test_nothing_is_printed(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -1,6 +1,7 @@
 """The whole scoring path against numbers that the reference's own code computed (`expected.json`).
 
-Tolerance: 2e-4 of an array's standard deviation, in float32 on a CPU: the same sums in another order, through every layer.
+Tolerance: 2e-4 of an array's standard deviation, in float32 on a CPU: the same sums in another order, through every
+layer before.
 """
 
 import json

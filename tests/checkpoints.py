@@ -17,6 +17,7 @@ from tests.reference_weights import tensor
 
 Format = Literal["chat", "transformers"]
 Tower = Literal["300M", "6B"]
+Dtype = Literal["float32", "bfloat16"]
 Shapes = dict[str, tuple[int, ...]]
 
 TOKENIZER = Path(__file__).parent / "golden" / "scoring"
@@ -91,7 +92,7 @@ def write(
     return directory
 
 
-def draw(names: Shapes, dtype: Literal["float32", "bfloat16"] = "float32", seed: int = 0) -> dict[str, np.ndarray]:
+def draw(names: Shapes, dtype: Dtype = "float32", seed: int = 0) -> dict[str, np.ndarray]:
     """Random tensors of these names and shapes; counters stay integers."""
     kind = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype]
     drawn = {name: tensor(seed, name, shape) for name, shape in names.items()}

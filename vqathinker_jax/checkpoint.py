@@ -62,8 +62,13 @@ def save(directory: Path, model: VLM, source: Path, *, force: bool = False) -> N
         for name in BESIDE:
             if (source / name).is_file():
                 shutil.copyfile(source / name, partial / name)
-        manifest = {"format": FORMAT, "motion": model.motion is not None, "tied": model.config.language.tied}
-        (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
+        manifest = {
+            "format": FORMAT,
+            "motion": model.motion is not None,
+            "tied": model.config.language.tied,
+            "files": {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial / WEIGHTS)},
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if directory.exists():
             directory.rename(former)
         partial.rename(directory)
@@ -98,15 +103,34 @@ def restore(
 
     Raises: CheckpointError where the weights do not fit the config, or cannot be read.
     """
-    manifest, raw = _read_json(directory / MANIFEST), read_config(directory)
-    if manifest.get("format") != FORMAT:
-        found = f"format {manifest.get('format')!r}, expected {FORMAT}"
-        raise CheckpointError(f"{directory / MANIFEST}: {found}; convert the checkpoint again with this version")
+    manifest, raw = _read_manifest(directory), read_config(directory)
     config = parse_config(raw, motion=manifest["motion"], file=str(directory / "config.json"))
     config = replace(config, language=replace(config.language, tied=manifest["tied"]))
     places = _values(shardings) if shardings else {}
     values = _restore_weights(directory / WEIGHTS, arrays(abstract_model(config)), dtype, places)
     return fill(abstract_model(config, unrolled=unrolled), _rows(values) if unrolled else values.items())
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, checked against the files that it lists: orbax tells a damaged one in hundreds of lines."""
+    path = directory / MANIFEST
+    manifest = _read_json(path)
+    if manifest.get("format") != FORMAT or not {"motion", "tied", "files"} <= manifest.keys():
+        found = f"format {manifest.get('format')!r}, expected {FORMAT} with motion, tied and files"
+        raise CheckpointError(f"{path}: {found}; convert the checkpoint again with this version")
+    sizes = {str(file.relative_to(directory)): file.stat().st_size for file in _files(directory / WEIGHTS)}
+    lines = [
+        f"{directory / name}: {sizes.get(name, 0)} bytes, expected {size}; convert the checkpoint again"
+        for name, size in manifest["files"].items()
+        if sizes.get(name) != size
+    ]
+    if lines:
+        raise CheckpointError("\n".join(lines))
+    return manifest
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def _restore_weights(

@@ -1,0 +1,202 @@
+"""The native checkpoint: what is saved comes back, and what is not whole does not load."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from convert.load import convert_checkpoint, load, open_model
+from tests.checkpoints import Dtype, draw, settings, shapes, write
+from vqathinker_jax.checkpoint import arrays, is_native, restore, save
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.sharding import shardings
+
+
+def source_folder(path: Path, *, motion: bool = False, tied: bool = False, dtype: Dtype = "float32") -> Path:
+    config = settings("chat", tied=tied)
+    return write(path, config, draw(shapes(config, motion=motion), dtype))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return source_folder(tmp_path_factory.mktemp("checkpoint") / "source")
+
+
+@pytest.fixture(scope="module")
+def native(source: Path) -> Path:
+    convert_checkpoint(source, source.with_name("native"))
+    return source.with_name("native")
+
+
+@pytest.fixture
+def copy(native: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(native, tmp_path / "native")
+
+
+def assert_equal(found: VLM, expected: VLM) -> None:
+    ours, theirs = arrays(found), arrays(expected)
+    assert ours.keys() == theirs.keys()
+    for path, array in theirs.items():
+        assert ours[path].dtype == array.dtype, path
+        np.testing.assert_array_equal(ours[path], array, err_msg=path)
+
+
+@pytest.mark.parametrize("unrolled", [False, True], ids=["stacked", "listed"])
+@pytest.mark.parametrize(("motion", "tied", "dtype"), [(True, False, "bfloat16"), (False, True, "float32")])
+def test_a_converted_checkpoint_is_the_same_model(
+    tmp_path: Path, motion: bool, tied: bool, dtype: Dtype, unrolled: bool
+):
+    source = source_folder(tmp_path / "source", motion=motion, tied=tied, dtype=dtype)
+    convert_checkpoint(source, tmp_path / "native")
+    model = open_model(tmp_path / "native", unrolled=unrolled)
+    expected = load(source, unrolled=unrolled)
+    assert model.config == expected.config
+    assert_equal(model, expected)
+
+
+def test_the_sources_config_and_tokenizer_come_along(source: Path, native: Path):
+    beside = {path.name for path in source.iterdir()} - {"model.safetensors"}
+    assert {"config.json", "vocab.json", "merges.txt"} <= beside
+    for name in beside:
+        assert (native / name).read_bytes() == (source / name).read_bytes()
+    assert {path.name for path in native.iterdir()} == beside | {"weights", "vqathinker.json"}
+    assert not list(native.parent.glob("native.*"))
+
+
+def test_weights_are_cast_when_written_or_when_read(source: Path, native: Path, tmp_path: Path):
+    expected = load(source, dtype=jnp.bfloat16)
+    assert_equal(restore(native, dtype="bfloat16"), expected)
+    convert_checkpoint(source, tmp_path / "cast", dtype="bfloat16")
+    assert_equal(restore(tmp_path / "cast"), expected)
+
+
+def test_a_head_that_the_config_calls_tied_stays_untied(tmp_path: Path):
+    """What the names of Transformers' format said about the head is not asked again of a native checkpoint."""
+    config = settings("transformers", tied=True)
+    tensors = draw(shapes(config, motion=False))
+    tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"] + 1
+    source = write(tmp_path / "source", config, tensors)
+    convert_checkpoint(source, tmp_path / "native")
+    assert_equal(restore(tmp_path / "native"), load(source))
+
+
+def test_arrays_are_restored_where_they_are_told_to_be(native: Path):
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tensor"))
+    places = shardings(nnx.state(restore(native)), mesh)
+    model = restore(native, shardings=places)
+    assert_equal(model, restore(native))
+    query = arrays(model)["language.layers.query.kernel"]
+    assert query.sharding == NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor", None))
+
+
+# Never half a checkpoint
+
+
+def test_an_interrupted_save_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert_checkpoint(source, tmp_path / "native")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_replacement_leaves_the_former(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    model, before = restore(copy), sorted(path.name for path in copy.iterdir())
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save(copy, model, copy, force=True)
+    assert sorted(path.name for path in copy.iterdir()) == before
+    assert_equal(restore(copy), model)
+    assert list(copy.parent.iterdir()) == [copy]
+
+
+def test_a_killed_save_leaves_a_folder_that_does_not_load(copy: Path):
+    """The manifest is what is written last: without it all else may be there, and it is no checkpoint."""
+    (copy / "vqathinker.json").unlink()
+    assert not is_native(copy)
+    with pytest.raises(CheckpointError, match="no weights found"):
+        open_model(copy)
+
+
+def test_a_folder_that_is_taken_is_not_overwritten_unless_forced(source: Path, copy: Path):
+    (copy / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"native: is not empty; name another folder"):
+        convert_checkpoint(source, copy)
+    assert (copy / "notes.txt").read_text() == "mine"
+    convert_checkpoint(source, copy, force=True)
+    assert not (copy / "notes.txt").exists()
+    assert_equal(restore(copy), load(source))
+    assert list(copy.parent.iterdir()) == [copy]
+
+
+def test_where_a_checkpoint_cannot_go_or_come_from(source: Path, native: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file: is a file; name a folder"):
+        convert_checkpoint(source, tmp_path / "file")
+    with pytest.raises(CheckpointError, match=r"native: is a native checkpoint already"):
+        convert_checkpoint(native, tmp_path / "again")
+    with pytest.raises(CheckpointError, match=r"a native checkpoint has no use for .*; leave --slowfast out"):
+        open_model(native, slowfast=tmp_path / "SLOWFAST_8x8_R50.pyth")
+    (tmp_path / "empty").mkdir()
+    convert_checkpoint(source, tmp_path / "empty")
+    assert is_native(tmp_path / "empty")
+
+
+# Damage
+
+
+def rewrite(name: str, **values: object) -> Callable[[Path], object]:
+    def change(directory: Path) -> None:
+        settings = json.loads((directory / name).read_text())
+        (directory / name).write_text(json.dumps({**settings, **values}))
+
+    return change
+
+
+def largest(directory: Path) -> Path:
+    return max((path for path in directory.rglob("d/*")), key=lambda path: path.stat().st_size)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "newer format": (rewrite("vqathinker.json", format=2), r"vqathinker.json: format 2, expected 1 .*; convert the"),
+    "manifest of text": (lambda d: (d / "vqathinker.json").write_text("{"), r"vqathinker.json: not JSON"),
+    "manifest cut": (lambda d: (d / "vqathinker.json").write_text('{"format": 1}'), r"vqathinker.json: .*with motion"),
+    "no config": (lambda d: (d / "config.json").unlink(), r"native: no config.json"),
+    "no array": (lambda d: largest(d).unlink(), r"weights/\S*: 0 bytes, expected \d+; convert the checkpoint again$"),
+    "cut array": (lambda d: largest(d).write_bytes(b"cut"), r"weights/\S*: 3 bytes, expected \d+; convert the"),
+    "no description": (lambda d: (d / "weights" / "_METADATA").unlink(), r"weights/_METADATA: 0 bytes, expected"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoints_are_told_apart(copy: Path, damage: str):
+    inflict, message = DAMAGE[damage]
+    inflict(copy)
+    with pytest.raises(CheckpointError, match=message) as fault:
+        restore(copy)
+    assert "\n" not in str(fault.value)
+
+
+def test_weights_that_do_not_fit_the_config_are_listed(copy: Path):
+    config = json.loads((copy / "config.json").read_text())
+    config["llm_config"] |= {"num_hidden_layers": 4, "tie_word_embeddings": False}
+    config["vision_config"] |= {"qkv_bias": False}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as fault:
+        restore(copy)
+    first, *lines, _ = str(fault.value).splitlines()
+    assert first == f"{copy / 'weights'}: {len(lines)} faults in the weights"
+    assert "vision.layers.qkv.bias: unexpected, found (2, 3, 4, 8)" in lines
+    assert "language.layers.gate.kernel: found (3, 32, 48), expected (4, 32, 48)" in lines
+    assert len(lines) == 1 + 12

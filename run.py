@@ -97,6 +97,7 @@ def convert(
     target: tyro.conf.Positional[Path],
     slowfast: Path | None = None,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    force: bool = False,
 ) -> int:
     """Write a Hugging Face checkpoint (either format) as a native one, which loads faster and onto any mesh.
 
@@ -104,13 +105,14 @@ def convert(
 
     Args:
         source: Folder with config.json, safetensors and tokenizer files.
-        target: Folder to write; it must not exist yet or be empty.
+        target: Folder to write.
         slowfast: SlowFast weights, for a checkpoint that has a motion branch but not these.
         dtype: Dtype of the written weights; stored keeps each tensor's own.
+        force: Replace a target that is not empty.
     """
     from convert.load import convert_checkpoint
 
-    convert_checkpoint(source, target, slowfast=slowfast, dtype=None if dtype == "stored" else dtype)
+    convert_checkpoint(source, target, slowfast=slowfast, dtype=None if dtype == "stored" else dtype, force=force)
     print(f"wrote {target}")
     return 0
 
@@ -140,7 +142,7 @@ def _open(options: ModelOptions) -> "Judge":
     view = View(options.frames, options.image_size, options.decoder)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
     tokenizer = load_tokenizer(options.checkpoint)
-    model = open_model(options.checkpoint, dtype=dtype, slowfast=options.slowfast, unrolled=on_cpu)
+    model = open_model(options.checkpoint, dtype=dtype, slowfast=options.slowfast, unrolled=on_cpu, progress=True)
     return Judge(model, tokenizer, view, sampling, options.seed)
 
 

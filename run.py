@@ -6,6 +6,8 @@ Exit status: 0 all well, 1 some input failed while the rest was done, 2 wrong us
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -86,7 +88,7 @@ def ask(
     python run.py ask clip.mp4 "Is the motion smooth?" --checkpoint VQAThinker-8B
     """
     judge = _open(model)
-    with _Progress(video.name, model.max_new_tokens) as progress:
+    with _progress(video.name, model.max_new_tokens) as progress:
         text = judge.ask(video, question, progress)
     print(_printable(text))
     return 0
@@ -129,25 +131,29 @@ def _open(options: ModelOptions) -> "Judge":
     import jax
 
     from convert.load import open_model
+    from vqathinker_jax.checkpoint import read_config
     from vqathinker_jax.data.prompt import load_tokenizer
     from vqathinker_jax.generate import Sampling
     from vqathinker_jax.judge import Judge, View
+    from vqathinker_jax.model.config import parse_config
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqathinker-jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     if options.checkpoint == DEMO / "checkpoint":
         print(DEMO_NOTICE, file=sys.stderr)
+    # What is wrong with the settings or the small files is said before gigabytes of weights are read.
+    parse_config(read_config(options.checkpoint), motion=False).tokens_per_frame(options.image_size)
+    tokenizer = load_tokenizer(options.checkpoint)
     on_cpu = jax.default_backend() == "cpu"
     dtype = options.dtype if options.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     view = View(options.frames, options.image_size, options.decoder)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
-    tokenizer = load_tokenizer(options.checkpoint)
     model = open_model(options.checkpoint, dtype=dtype, slowfast=options.slowfast, unrolled=on_cpu, progress=True)
     return Judge(model, tokenizer, view, sampling, options.seed)
 
 
 def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: bool) -> "Verdict":
-    with _Progress(f"[{index + 1}/{count}] {video.name}", judge.sampling.max_new_tokens) as progress:
+    with _progress(f"[{index + 1}/{count}] {video.name}", judge.sampling.max_new_tokens) as progress:
         verdict = judge.score(video, progress)
     if as_json:
         print(json.dumps(verdict.row(), ensure_ascii=False), flush=True)
@@ -156,23 +162,16 @@ def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: 
     return verdict
 
 
-class _Progress:
-    """A bar on standard error: what is looked at, seconds passed, tokens written."""
+@contextmanager
+def _progress(name: str, tokens: int) -> Iterator[Callable[[int], None]]:
+    """A line on standard error while a video is looked at: seconds passed, and tokens once they come."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    def __init__(self, name: str, tokens: int):
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=tokens, desc=_printable(name), unit=" tokens", leave=False, file=sys.stderr)
-
-    def __enter__(self) -> "_Progress":
-        self.bar.refresh()
-        return self
-
-    def __call__(self, written: int) -> None:
-        self.bar.update(written - self.bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{_printable(name)}: looking", total=None)
+        yield lambda written: bar.update(task, description=f"{_printable(name)}: {written} of {tokens} tokens at most")
 
 
 def _print_verdict(verdict: "Verdict") -> None:

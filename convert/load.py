@@ -56,6 +56,8 @@ def convert_checkpoint(
     check_free(target, force=force)
     if is_native(source):
         raise CheckpointError(f"{source}: is a native checkpoint already; copy the folder")
+    if source.resolve().is_relative_to(target.resolve()):
+        raise CheckpointError(f"{target}: holds {source}, which is still needed; name another folder")
     save(target, load(source, dtype=dtype, slowfast=slowfast, progress=True), source, force=force)
 
 

@@ -53,12 +53,13 @@ def save(directory: Path, model: VLM, source: Path, *, force: bool = False) -> N
 
     Raises: CheckpointError where `directory` is taken.
     """
+    directory = directory.absolute()
     check_free(directory, force=force)
     partial, former = (directory.with_name(f"{directory.name}.{word}-{os.getpid()}") for word in ("partial", "former"))
     try:
         partial.mkdir(parents=True)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial.absolute() / WEIGHTS, arrays(model))
+            checkpointer.save(partial / WEIGHTS, arrays(model))
         for name in BESIDE:
             if (source / name).is_file():
                 shutil.copyfile(source / name, partial / name)
@@ -73,6 +74,8 @@ def save(directory: Path, model: VLM, source: Path, *, force: bool = False) -> N
             directory.rename(former)
         partial.rename(directory)
     finally:
+        if former.exists() and not directory.exists():
+            former.rename(directory)
         for leftover in (partial, former):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -106,7 +109,7 @@ def restore(
     manifest, raw = _read_manifest(directory), read_config(directory)
     config = parse_config(raw, motion=manifest["motion"], file=str(directory / "config.json"))
     config = replace(config, language=replace(config.language, tied=manifest["tied"]))
-    places = _values(shardings) if shardings else {}
+    places = {} if shardings is None else _values(shardings)
     values = _restore_weights(directory / WEIGHTS, arrays(abstract_model(config)), dtype, places)
     return fill(abstract_model(config, unrolled=unrolled), _rows(values) if unrolled else values.items())
 

@@ -111,9 +111,21 @@ def test_an_interrupted_save_leaves_nothing(source: Path, tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_replacement_leaves_the_former(copy: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("at", ["writing", "moving"])
+def test_an_interrupted_replacement_leaves_the_former(copy: Path, at: str, monkeypatch: pytest.MonkeyPatch):
     model, before = restore(copy), sorted(path.name for path in copy.iterdir())
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    rename = Path.rename
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def rename_or_not(path: Path, target: Path) -> Path | None:
+        return interrupted() if ".partial-" in path.name else rename(path, target)
+
+    if at == "writing":
+        monkeypatch.setattr(ocp.StandardCheckpointer, "save", interrupted)
+    else:
+        monkeypatch.setattr(Path, "rename", rename_or_not)
     with pytest.raises(KeyboardInterrupt):
         save(copy, model, copy, force=True)
     assert sorted(path.name for path in copy.iterdir()) == before
@@ -146,6 +158,9 @@ def test_where_a_checkpoint_cannot_go_or_come_from(source: Path, native: Path, t
         convert_checkpoint(source, tmp_path / "file")
     with pytest.raises(CheckpointError, match=r"native: is a native checkpoint already"):
         convert_checkpoint(native, tmp_path / "again")
+    for target in (source, source.parent):
+        with pytest.raises(CheckpointError, match=r"holds .*source, which is still needed; name another folder"):
+            convert_checkpoint(source, target, force=True)
     with pytest.raises(CheckpointError, match=r"a native checkpoint has no use for .*; leave --slowfast out"):
         open_model(native, slowfast=tmp_path / "SLOWFAST_8x8_R50.pyth")
     (tmp_path / "empty").mkdir()

@@ -23,9 +23,9 @@ def attend(
 ) -> jax.Array:
     """Grouped-query attention of T queries over S keys; N is a multiple of K; returns [B, T, N, H].
 
-    `causal`: query t sees keys up to t (T equals S), and with `window` only the last so many of them. `key_mask_BS`:
-    False where a key is padding. Scores and softmax are float32 whatever the inputs. Blocks of queries are unrolled, so
-    a causal block multiplies only the keys that it can see.
+    `causal`: the queries are the last T of the S positions and see keys up to their own, with `window` only the last so
+    many of them. `key_mask_BS`: False where a key is padding. Scores and softmax are float32 whatever the inputs.
+    Blocks of queries are unrolled, so a causal block multiplies only the keys that it can see.
     """
     B, T, N, H = query_BTNH.shape
     S, K = key_BSKH.shape[1:3]
@@ -37,11 +37,11 @@ def attend(
         blocks = []
         for start in range(0, T, _BLOCK):
             stop = min(start + _BLOCK, T)
-            first = max(0, start + 1 - window) if causal and window else 0
-            last = stop if causal else S
+            first = max(0, start + S - T + 1 - window) if causal and window else 0
+            last = stop + S - T if causal else S
             visible_TS = mask_S[None, first:last]
             if causal:
-                back_TS = jnp.arange(start, stop)[:, None] - jnp.arange(first, last)[None, :]
+                back_TS = jnp.arange(start + S - T, stop + S - T)[:, None] - jnp.arange(first, last)[None, :]
                 visible_TS = visible_TS & (back_TS >= 0) & (back_TS < (window or S))
             blocks.append(_block(query_TRH[start:stop], key_SH[first:last], value_SH[first:last], visible_TS))
         return jnp.concatenate(blocks)

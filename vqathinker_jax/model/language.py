@@ -75,6 +75,40 @@ class LanguageModel(nnx.Module):
             out |= {"language.layers": by_layer, "language.norm": hidden_PSD}
         return hidden_PSD, PromptCache(caches, mask_PS, mask_PS.sum(-1, dtype=jnp.int32))
 
+    def fork(self, prompt_PSD: jax.Array, mask_PS: jax.Array, completions_PGCD: jax.Array) -> jax.Array:
+        """Left-padded embedded prompts and G embedded completions of each, to the hidden states that predict them.
+
+        The row of a prompt is prompt, completion 1, …, completion G; each completion sees the prompt and itself, so
+        the result is that of G separate rows while the prompt is computed once. Element c of the returned [P, G, C, D]
+        is the normed state whose logits are completion token c's. Layers are rematerialised in the backward pass.
+        """
+        (P, S, D), (G, C) = prompt_PSD.shape, completions_PGCD.shape[1:3]
+        own_PGC = jnp.broadcast_to(mask_PS.sum(-1, dtype=jnp.int32)[:, None, None] + jnp.arange(C), (P, G, C))
+        rotation = rotary(jnp.concatenate([positions(mask_PS), own_PGC.reshape(P, G * C)], axis=1), self.config)
+        key_mask_BS = jnp.concatenate([jnp.repeat(mask_PS, G, axis=0), jnp.ones((P * G, C), bool)], axis=1)
+        reach = {"causal": True, "window": self.config.window}
+
+        def alone(x_PTNH: jax.Array) -> jax.Array:
+            return x_PTNH[:, S:].reshape(P * G, C, *x_PTNH.shape[2:])
+
+        def after_prompt(x_PTKH: jax.Array) -> jax.Array:
+            return jnp.concatenate([jnp.repeat(x_PTKH[:, :S], G, axis=0), alone(x_PTKH)], axis=1)
+
+        def look(query_PTNH: jax.Array, key_PTKH: jax.Array, value_PTKH: jax.Array) -> tuple[jax.Array, None]:
+            prompt = attend(query_PTNH[:, :S], key_PTKH[:, :S], value_PTKH[:, :S], key_mask_BS=mask_PS, **reach)
+            keys, values = after_prompt(key_PTKH), after_prompt(value_PTKH)
+            completions = attend(alone(query_PTNH), keys, values, key_mask_BS=key_mask_BS, **reach)
+            return jnp.concatenate([prompt, completions.reshape(P, G * C, *prompt.shape[2:])], axis=1), None
+
+        def step(layer: DecoderLayer, hidden_PTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return layer(hidden_PTD, rotation, look)
+
+        row_PTD = jnp.concatenate([prompt_PSD, completions_PGCD.reshape(P, G * C, D)], axis=1)
+        hidden_PTD, _ = fold(self.layers, row_PTD, step, remat=True)
+        last_PGD = jnp.broadcast_to(hidden_PTD[:, S - 1, None, None], (P, G, 1, D))
+        hidden_PGCD = hidden_PTD[:, S:].reshape(P, G, C, D)
+        return self.norm(jnp.concatenate([last_PGD, hidden_PGCD[:, :, :-1]], axis=2))
+
     def empty_cache(self, P: int, G: int, C: int, dtype: jnp.dtype) -> Any:
         """Room for C tokens of G completions of each of P prompts: one (key_PGCKH, value_PGCKH) a layer."""
         K, H, R = self.config.kv_heads, self.config.head, self.config.layers

@@ -92,17 +92,30 @@ def unstack(layers: M) -> nnx.List[M]:
     return nnx.List([nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(depth)])
 
 
-def fold(layers: Any, carry: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], xs: Any = None) -> tuple[Any, Any]:
+def fold(
+    layers: Any, carry: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], xs: Any = None, *, remat: bool = False
+) -> tuple[Any, Any]:
     """Run `carry, y = step(layer, carry, x)` through all layers, stacked (a scan) or listed (a loop).
 
     `xs` and the returned ys hold one entry a layer: a leading axis R for stacked layers, a tuple for listed ones, so
-    that what one fold returns the next can take.
+    that what one fold returns the next can take. `remat`: keep only the carry of each layer for the backward pass.
     """
     if isinstance(layers, nnx.List):
         ys = []
         for layer, x in zip(layers, xs or [None] * len(layers), strict=True):
-            carry, y = step(layer, carry, x)
+            graph, state = nnx.split(layer)
+            carry, y = _applied(graph, step, remat)(carry, (state, x))
             ys.append(y)
         return carry, tuple(ys)
     graph, state = nnx.split(layers)
-    return jax.lax.scan(lambda carry, row: step(nnx.merge(graph, row[0]), carry, row[1]), carry, (state, xs))
+    return jax.lax.scan(_applied(graph, step, remat), carry, (state, xs))
+
+
+def _applied(graph: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], remat: bool) -> Callable:
+    """`step` as a function of arrays alone: the carry, and a layer's state beside its x."""
+
+    def apply(carry: Any, row: tuple[Any, Any]) -> tuple[Any, Any]:
+        state, x = row
+        return step(nnx.merge(graph, state), carry, x)
+
+    return jax.checkpoint(apply) if remat else apply

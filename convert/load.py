@@ -80,7 +80,7 @@ def load(
     abstract = abstract_model(source.config, unrolled=unrolled)
     shapes = {path: array.shape for path, array in arrays(abstract).items()}
     values = stream(fit(source, shapes), source.tensors, shapes, dtype)
-    return fill(abstract, tqdm(values, f"loading {directory.name}", len(shapes), disable=not progress))
+    return fill(abstract, tqdm(values, f"loading {directory.resolve().name}", len(shapes), disable=not progress))
 
 
 def fit(source: Source, shapes: Mapping[str, Shape]) -> list[Link]:
@@ -105,7 +105,8 @@ def stream(
     for paths, same in itertools.groupby(links, key=lambda each: each.ours):
         group = list(same)
         stored = [STORED[tensors[name].dtype] for each in group for name in each.theirs]
-        kind = jnp.dtype(dtype) if dtype else jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
+        widest = jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
+        kind = widest if dtype is None else jnp.dtype(dtype)
         filling = {path: np.empty(shapes[path], kind) for path in paths}
         for each in group:
             parts = each.form.to_ours([tensors[name].read() for name in each.theirs], each.shapes)

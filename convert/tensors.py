@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -20,7 +20,7 @@ from vqathinker_jax.records import CheckpointError
 
 STORED = {
     "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BF16": np.dtype(jnp.bfloat16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
@@ -47,10 +47,14 @@ def open_folder(directory: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     faults: list[str] = []
     for path in _files(directory):
-        for name, tensor in open_file(path).items():
-            if name in tensors:
-                faults.append(f"{path}: {name} is in another file of this checkpoint too; delete one of the two")
-            tensors[name] = tensor
+        try:
+            opened = open_file(path)
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        twice = "is in another file of this checkpoint too; delete one of the two"
+        faults += [f"{path}: {name} {twice}" for name in opened if name in tensors]
+        tensors |= opened
     if faults:
         raise CheckpointError("\n".join(faults))
     return tensors
@@ -76,7 +80,7 @@ def _files(directory: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        return sorted(set(map(str, json.loads(index.read_bytes())["weight_map"].values())))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index}: not an index of shards ({error}); download it again") from error
 

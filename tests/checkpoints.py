@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -94,9 +94,8 @@ def write(
 
 def draw(names: Shapes, dtype: Dtype = "float32", seed: int = 0) -> dict[str, np.ndarray]:
     """Random tensors of these names and shapes; counters stay integers."""
-    kind = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype]
     drawn = {name: tensor(seed, name, shape) for name, shape in names.items()}
-    return {name: array if array.dtype == np.int64 else array.astype(kind) for name, array in drawn.items()}
+    return {name: array if array.dtype == np.int64 else array.astype(jnp.dtype(dtype)) for name, array in drawn.items()}
 
 
 def _chat_vision(config: Mapping[str, Any]) -> Shapes:

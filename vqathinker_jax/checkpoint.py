@@ -145,7 +145,9 @@ def _restore_weights(
             stored = checkpointer.metadata(path.absolute()).item_metadata.tree
             refuse(path, shape_faults(*({n: x.shape for n, x in side.items()} for side in (expected, stored))))
             wanted = {
-                name: jax.ShapeDtypeStruct(array.shape, dtype or array.dtype, sharding=places.get(name, here))
+                name: jax.ShapeDtypeStruct(
+                    array.shape, array.dtype if dtype is None else dtype, sharding=places.get(name, here)
+                )
                 for name, array in stored.items()
             }
             return checkpointer.restore(path.absolute(), wanted)

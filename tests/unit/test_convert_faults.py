@@ -118,6 +118,16 @@ def test_every_missing_shard_is_named(whole: Path):
     ]
 
 
+def test_every_damaged_shard_is_named(whole: Path):
+    for file in whole.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError) as fault:
+        load(whole)
+    assert [Path(line.split(":")[0]).name for line in str(fault.value).splitlines()] == [
+        f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
+    ]
+
+
 def test_a_tensor_in_two_shards_is_refused(whole: Path):
     tensors = load_file(whole / SHARD)
     name = next(iter(tensors))

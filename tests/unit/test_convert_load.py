@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -85,6 +84,13 @@ def test_every_tensor_comes_back_bit_by_bit(tmp_path: Path, kind: Kind, unrolled
     assert_same_bits(sent_back(folder(tmp_path, kind), unrolled=unrolled), carried)
 
 
+@pytest.mark.parametrize("block", [1, 7, 32])
+def test_arrays_larger_than_a_block_are_copied_whole(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch):
+    expected = sent_back(folder(tmp_path, KINDS[3]))
+    monkeypatch.setattr("convert.load._BLOCK", block)
+    assert_same_bits(sent_back(tmp_path), expected)
+
+
 @pytest.mark.parametrize("kind", [KINDS[1], KINDS[2], KINDS[5], KINDS[6]], ids=str)
 def test_the_model_holds_the_dtype_and_branches_of_the_checkpoint(tmp_path: Path, kind: Kind):
     model = load(folder(tmp_path, kind))
@@ -108,7 +114,7 @@ def test_dtypes_are_cast_as_they_are_read(tmp_path: Path):
     exact, cast = arrays(load(tmp_path)), arrays(load(tmp_path, dtype="bfloat16"))
     for path, array in cast.items():
         assert array.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(array, np.asarray(exact[path]).astype(ml_dtypes.bfloat16))
+        np.testing.assert_array_equal(array, np.asarray(exact[path]).astype(jnp.bfloat16))
 
 
 def test_a_stack_of_mixed_dtypes_takes_the_wider(tmp_path: Path):

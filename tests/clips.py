@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,6 +16,45 @@ from av.video.stream import VideoStream
 
 BITS = 8
 WIDTH, HEIGHT = 64, 48
+
+OPEN_GOP = {"preset": "superfast", "bf": "3", "g": "12", "x264-params": "open-gop=1:b-pyramid=normal:scenecut=0"}
+HEVC = {"preset": "ultrafast", "x265-params": "bframes=3:keyint=12:open-gop=1:log-level=none"}
+MPEG = {"bf": "2", "g": "12"}
+VPX = {"deadline": "good", "cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "16"}
+FAST = {"preset": "ultrafast"}
+MOOV_IN_FRONT: dict[str, Any] = {"container_options": {"movflags": "faststart"}}
+
+# What `write` needs for each codec and container, by file name.
+CONTAINERS: dict[str, dict[str, Any]] = {
+    "plain.mp4": {"options": FAST},
+    "open_gop.mp4": {"options": OPEN_GOP},
+    "open_gop.ts": {"options": OPEN_GOP},
+    "open_gop.mkv": {"options": OPEN_GOP},
+    "open_gop.mov": {"options": OPEN_GOP},
+    "open_gop.flv": {"options": OPEN_GOP},
+    "h264.avi": {"options": OPEN_GOP},
+    "raw.h264": {"options": OPEN_GOP},
+    "fragmented.mp4": {"options": OPEN_GOP, "container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "intra_refresh.mp4": {"options": {"preset": "superfast", "x264-params": "intra-refresh=1:keyint=15"}},
+    "audio.mp4": {"options": OPEN_GOP, "audio": True},
+    "audio.mkv": {"options": OPEN_GOP, "audio": True},
+    "audio.ts": {"options": OPEN_GOP, "audio": True},
+    "mpeg4.avi": {"codec": "mpeg4", "options": MPEG},
+    "mpeg4.mp4": {"codec": "mpeg4", "options": MPEG},
+    "mpeg2.ts": {"codec": "mpeg2video", "options": MPEG},
+    "mpeg2.mpg": {"codec": "mpeg2video", "options": MPEG},
+    "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "mjpeg.mkv": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "wmv2.wmv": {"codec": "wmv2"},
+    "vp8.webm": {"codec": "libvpx", "options": VPX},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": VPX},
+    "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12"}},
+    "av1.webm": {"codec": "libsvtav1", "options": {"preset": "12"}},
+    "hevc.mp4": {"codec": "libx265", "options": HEVC},
+    "hevc.ts": {"codec": "libx265", "options": HEVC},
+    "hevc_10_bit.mp4": {"codec": "libx265", "options": HEVC, "pixels": "yuv420p10le"},
+    "h264_10_bit.mp4": {"options": FAST, "pixels": "yuv422p10le"},
+}
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:

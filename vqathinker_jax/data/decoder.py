@@ -44,7 +44,10 @@ def decode(path: Path, frames: int) -> Clip:
         VideoError: nothing can be decoded.
     """
     packets = survey(path)
-    reading = _read_by_seeking(path, packets, frames) or _read_to_the_end(path, packets, frames)
+    try:
+        reading = _read_by_seeking(path, packets, frames) or _read_to_the_end(path, packets, frames)
+    except FFmpegError as error:  # of the conversion to RGB; what decoding raises is counted
+        raise VideoError(f"{path}: its pictures cannot be shown ({error.strerror}); convert it to H.264") from None
     times_s = packets.times_s(reading.pts)
     return Clip(
         reading.frames_FYXC,

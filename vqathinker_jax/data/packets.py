@@ -34,7 +34,7 @@ class Survey:
     promised: how many frames there should be by the header as well.
     rate:     frames a second, for packets that carry no times.
     seekable: times are unique and packets in order, so that a frame can be known by its time alone.
-    at_fault: packets are cut or missing, or no key frame begins the video.
+    at_fault: packets are cut or missing.
     """
 
     codec: str
@@ -110,7 +110,7 @@ def survey(path: Path) -> Survey:
         time_base=time_base,
         rate=rate,
         seekable=len(pts) == count and _grows(pts) and _grows(dts),
-        at_fault=at_fault or cut_off or not stamps[0].key,
+        at_fault=at_fault or cut_off,
     )
 
 
@@ -128,7 +128,9 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         with path.open("rb") as file:
             box = file.read(8)[4:]
         if box in (b"ftyp", b"mdat", b"wide", b"free", b"skip"):
-            raise VideoError(f"{path}: no moov atom, the index of an mp4: it was cut off; fetch it again") from None
+            raise VideoError(
+                f"{path}: no moov atom (an mp4's index) can be read: it was cut off; fetch it again"
+            ) from None
         raise VideoError(f"{path}: in no video format known to ffmpeg; check what the file is") from None
     with container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.model.config import LanguageConfig, ModelConfig, MotionConfig, VisionConfig
 from vqathinker_jax.model.layers import unstack
 from vqathinker_jax.model.vlm import VLM
@@ -25,7 +26,7 @@ CONTEXT, STOP, PAD = 77, 78, 79
 
 def tiny_model(config: ModelConfig = PLAIN, seed: int = 0, *, listed: bool = False) -> VLM:
     """A random model; `listed` unstacks its layers, as scoring on a CPU does."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: VLM(config, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(abstract_model(config))
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:

@@ -44,7 +44,7 @@ def shardings(state: nnx.State, mesh: Mesh) -> Any:
     """
 
     def place(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
-        shape = variable[...].shape
+        shape = variable.get_value().shape
         spec = specification(variable.axes, len(shape), mesh)
         for size, name in zip(shape, spec, strict=True):
             if name and size % mesh.shape[name]:

@@ -10,6 +10,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from tests.models import MOVING, tiny_model
+from vqathinker_jax.checkpoint import abstract_model
+from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import InputError
 from vqathinker_jax.sharding import shardings, specification
 
@@ -35,6 +37,12 @@ def test_a_dimension_that_does_not_divide_is_named():
     shardings(state, mesh)
     with pytest.raises(InputError, match=r"kv_heads|does not divide by the mesh's tensor=3"):
         shardings(state, AbstractMesh((3,), ("tensor",)))
+
+
+def test_an_abstract_model_is_placed_before_it_has_weights():
+    state = nnx.state(abstract_model(ModelConfig()))
+    placed = shardings(state, MESH)["language"]["layers"]["up"]["kernel"].get_value()
+    assert placed.spec == PartitionSpec(None, "fsdp", "tensor")
 
 
 def test_every_parameter_of_every_part_knows_its_axes():

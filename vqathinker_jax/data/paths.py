@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vqathinker_jax.records import InputError
 
-PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset(
     {
         ".3gp",
@@ -51,7 +51,7 @@ def _files(pattern: str) -> list[Path]:
         return files
     if path.exists() or not has_magic(pattern):
         return [path]
-    matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    matches = sorted(glob(pattern, recursive=True))
     files = [file for match in matches for file in ([Path(match)] if Path(match).is_file() else _files(match))]
     if not files:
         raise InputError(f"{pattern}: nothing matches; check the pattern and its quotes")

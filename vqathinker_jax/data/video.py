@@ -17,9 +17,8 @@ from PIL import Image, ImageOps
 from vqathinker_jax.data.decoder import decode
 from vqathinker_jax.data.frames import sample_indices
 from vqathinker_jax.data.packets import opened
+from vqathinker_jax.data.paths import PICTURES
 from vqathinker_jax.records import Clip, InputError, VideoError
-
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class FrameReader(Protocol):
@@ -51,7 +50,7 @@ def read_clip(path: str | Path, frames: int, decoder: str = "pyav") -> Clip:
         raise VideoError(f"{path}: an empty file; export or download it again")
     if _is_text(head):
         raise VideoError(f"{path}: holds text, not video; name the video itself")
-    reader = read_picture if path.suffix.lower() in PICTURE_SUFFIXES else READERS[decoder]
+    reader = read_picture if path.suffix.lower() in PICTURES else READERS[decoder]
     return reader(path, frames)
 
 

@@ -275,7 +275,7 @@ def _answer(entry: dict[str, Any]) -> float:
 
 def _score(value: object, label: str) -> float:
     """A finite number out of a JSON number, or out of text, with answer tags or without."""
-    text = "" if isinstance(value, bool) else _TAGS.sub("", str(value)).strip()
+    text = _TAGS.sub("", str(value)).strip()
     number = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(number):
         raise InputError(f"{label} {value!r:.80} is no finite number: write one such as 3.42")

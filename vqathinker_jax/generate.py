@@ -168,10 +168,8 @@ def generate(
         progress(int(decoding.written))
         if decoding.stopped_PG.all():
             break
-    return Completions(
-        *jax.device_get((decoding.ids_PGC, decoding.lengths_PG, decoding.stopped_PG)),
-        jax.device_get(decoding.log_probs_PGC),
-    )
+    made = jax.device_get((decoding.ids_PGC, decoding.lengths_PG, decoding.stopped_PG, decoding.log_probs_PGC))
+    return Completions(*made)
 
 
 def _write(

@@ -149,7 +149,7 @@ class Judge:
         return [(self._text(ids[:length]), bool(stopped)) for ids, length, stopped in rows]
 
     def _text(self, ids_T: np.ndarray) -> str:
-        return self.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
+        return prompt.decode(self.tokenizer, ids_T)
 
 
 def _since(started: float) -> float:

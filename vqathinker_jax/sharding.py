@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from vqathinker_jax.records import InputError
 
@@ -24,7 +24,7 @@ PHYSICAL: dict[str, str | None] = {
 """Mesh axis of each logical axis; a mesh without that axis leaves it whole."""
 
 
-def specification(axes: tuple[str | None, ...], ndim: int, mesh: Mesh) -> PartitionSpec:
+def specification(axes: tuple[str | None, ...], ndim: int, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The placement of one array of `ndim` dimensions whose trailing ones have these logical axes.
 
     Raises: InputError where two of its dimensions claim the same mesh axis.
@@ -37,7 +37,7 @@ def specification(axes: tuple[str | None, ...], ndim: int, mesh: Mesh) -> Partit
     return PartitionSpec(*[None] * (ndim - len(names)), *names)
 
 
-def shardings(state: nnx.State, mesh: Mesh) -> Any:
+def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
     """A tree like `state` with the `NamedSharding` of each variable's array.
 
     Raises: InputError where a dimension does not divide by its mesh axis, naming both.

@@ -94,11 +94,16 @@ def test_a_window_ends_what_a_token_sees():
     assert changed.tolist() == [2 <= t < 2 + 10 for t in range(16)]
 
 
+def compilations() -> list[int]:
+    """How often each jitted function has been compiled."""
+    return [getattr(f, "_cache_size")() for f in (generation.prefill, generation.begin, generation.decode)]  # noqa: B009
+
+
 def test_nothing_compiles_twice_for_another_video(split):
     run(split, [[8, 9]])
-    sizes = [f._cache_size() for f in (generation.prefill, generation.begin, generation.decode)]
+    sizes = compilations()
     run(split, [[9, 10, 11]], frames=tiny_frames(1, seed=5))
-    assert [f._cache_size() for f in (generation.prefill, generation.begin, generation.decode)] == sizes
+    assert compilations() == sizes
 
 
 def test_slicing_the_loop_changes_nothing(split):

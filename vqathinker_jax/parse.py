@@ -1,20 +1,43 @@
 """From a completion's text to a rating: an `Answer`, or an `Unparsable` that says what was found instead.
 
-Deviation from the reference: where it scores whatever it cannot read 3.00, and takes nan and ratings off the scale at
-their word, these are failures with a reason. `reference_fallback` brings its numbers back.
+Scoring and training read by different rules, as in the reference: scoring takes the first answer as a number, training
+the first number in the last answer.
+
+Deviations from the reference: where scoring gives whatever it cannot read 3.00, and takes nan and ratings off the scale
+at their word, and where training draws a number at random, these are failures with a reason. A fallback to the
+reference brings its numbers back.
 """
 
 import math
 import re
 import reprlib
+from typing import NamedTuple
+
+import numpy as np
 
 from vqathinker_jax.records import Answer, Unparsable
 
 LOWEST, HIGHEST = 1.0, 5.0
 REFERENCE_SCORE = 3.0
+# Of larger numbers float32 can no longer hold the variance.
+LARGEST = 1e15
 
 _THINKING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_FORM = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+_RATING = re.compile(r"-?\d+(\.\d+)?")
+
+
+class Reading(NamedTuple):
+    """What training reads in a completion.
+
+    parsed: the rating, or why there is none. decimals: how many the rating has, 0 without one. formatted: whether the
+    whole text is thinking and answer in their tags.
+    """
+
+    parsed: Answer | Unparsable
+    decimals: int
+    formatted: bool
 
 
 def parse_score(text: str, reference_fallback: bool = False) -> Answer | Unparsable:
@@ -31,6 +54,35 @@ def parse_score(text: str, reference_fallback: bool = False) -> Answer | Unparsa
     if score is not None and LOWEST <= score <= HIGHEST:
         return Answer(score, thinking, answer)
     return Unparsable(_reason(text, answer, score), thinking, answer)
+
+
+def parse_rollout(
+    text: str, *, trailing_zeros: bool = False, reference_fallback: np.random.Generator | None = None
+) -> Reading:
+    """The first number in the last `<answer>` tags of a sampled completion, or in all of it where there are none.
+
+    Any number is taken, be it off the scale, so that a bad rating can be told from a worse one. With `trailing_zeros` a
+    written 3.50 has two decimals; the reference counts one (quirk). With a generator as `reference_fallback` a text
+    without a number becomes a whole number drawn from 1 to 5, as there (which draws again for each reward).
+
+    Source: the reference's `grpo_jsonl.py`.
+    """
+    thinking, formatted = _inside(_THINKING, text), _FORM.fullmatch(text) is not None
+    answer = (_ANSWER.findall(text) or [text])[-1].strip()
+    number = _RATING.search(answer)
+    if number and abs(float(number.group())) <= LARGEST:
+        score = float(number.group())
+        decimals = _decimals(number.group()) if trailing_zeros else _decimals(str(score).rstrip("0"))
+        return Reading(Answer(score, thinking, answer), decimals, formatted)
+    if reference_fallback and not number:
+        score = float(reference_fallback.integers(1, 5, endpoint=True))
+        return Reading(Answer(score, thinking, answer), 0, formatted)
+    found = "is too large" if number else "holds no number"
+    return Reading(Unparsable(f"the answer {reprlib.repr(answer)} {found}", thinking, answer), 0, formatted)
+
+
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2])
 
 
 def _inside(tags: re.Pattern[str], text: str) -> str:

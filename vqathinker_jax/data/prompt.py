@@ -63,6 +63,22 @@ def asking_question(question: str, frames: int, motion: bool) -> str:
     return _preamble(frames, motion) + TASK + question
 
 
+def training_question(problem: str, frames: int, motion: bool) -> str:
+    """The question of training: a data file's `problem`, less any `<image>` in it, after its frames.
+
+    Quirk of the reference: newlines and spaces differ from those of `scoring_question`.
+
+    Raises: InputError where the problem is blank.
+    Source: the reference's `grpo_jsonl.py` and `internvl_module.py`.
+    """
+    problem = problem.replace(SLOT, "")
+    if not problem.strip():
+        raise InputError("the human turn asks nothing: write the question that training is to put")
+    names = [f"Frame{number}" for number in range(1, frames + 1)] + ["Motion Feature"] * motion
+    slots = "".join(f"{name}:{SLOT}\n" for name in names)
+    return f"Now you will receive a video:\n{slots}{problem} {FORM}"
+
+
 def _preamble(frames: int, motion: bool) -> str:
     """The scoring preamble, which runs on without newlines (the training prompt has them)."""
     slots = "".join(f"Frame{number}: {SLOT}" for number in range(1, frames + 1))

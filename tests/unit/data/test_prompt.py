@@ -16,6 +16,7 @@ from vqathinker_jax.data.prompt import (
     render,
     scoring_question,
     special_tokens,
+    training_question,
 )
 from vqathinker_jax.records import CheckpointError, InputError
 
@@ -50,6 +51,28 @@ def test_asking_question_keeps_the_frames_and_imposes_no_form():
     assert question.startswith(preamble)
     assert question.endswith("Is it blurry?")
     assert "<answer>" not in question
+
+
+def test_training_question_is_the_references_byte_for_byte():
+    assert training_question("How good is it?", 2, motion=True) == (
+        "Now you will receive a video:\nFrame1:<image>\nFrame2:<image>\nMotion Feature:<image>\nHow good is it? First "
+        "output the thinking process in <think> </think> tags and then output the final answer in <answer> </answer> "
+        "tags."
+    )
+    assert "Motion" not in training_question("How good is it?", 2, motion=False)
+
+
+def test_training_question_takes_no_slot_from_the_data_file(tokenizer):
+    question = training_question("<image>\nHow good is it?", 6, motion=True)
+    assert question.count(SLOT) == 7
+    assert "Motion Feature:<image>\n\nHow good" in question
+    encode(tokenizer, question, 4, 6, motion=True)
+
+
+@pytest.mark.parametrize("problem", ["", " \n", "<image>"])
+def test_training_question_refuses_a_blank_problem(problem: str):
+    with pytest.raises(InputError, match="asks nothing"):
+        training_question(problem, 6, motion=True)
 
 
 @pytest.mark.parametrize(("motion", "visual_tokens"), [(True, 3 * 5 + 1), (False, 3 * 5)])

@@ -15,7 +15,7 @@ FLOORS = [
     ["records"],
     ["sharding"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
-    ["generate", "checkpoint"],
+    ["generate", "checkpoint", "step"],
     ["judge", "rollout"],
     ["train", "evaluate", "report", "doctor"],
     ["convert", "configs"],
@@ -24,7 +24,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # These run on a bare accelerator image.
-DEVICE_SIDE = {"model", "generate", "rewards", "grpo", "optim", "sharding", "records"}
+DEVICE_SIDE = {"model", "generate", "step", "rewards", "grpo", "optim", "sharding", "records"}
 DEVICE_PACKAGES = {"jax", "flax", "optax", "numpy"} | set(sys.stdlib_module_names)
 
 # Slow to import or not there on every machine: only in these rooms, and only inside functions.

@@ -1,0 +1,56 @@
+"""Which weights move, and how: AdamW with a linear decay to zero and a clipped gradient, as the reference trains."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from vqathinker_jax.records import InputError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The defaults are the reference's: betas 0.9 and 0.999, no weight decay, no warm-up, gradient norm at most 1.
+
+    freeze_vision: leave the vision tower and its projector as they are. moments: dtype of Adam's first moment; the
+    second has the parameters'.
+    """
+
+    learning_rate: float = 1e-6
+    decay: bool = True
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    freeze_vision: bool = False
+    moments: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
+            raise InputError(f"{self}: learning_rate and max_grad_norm must be positive")
+
+
+def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The transformation of gradients to updates; the learning rate falls linearly from its start to 0 at `steps`."""
+    rate = optax.linear_schedule(config.learning_rate, 0.0, steps) if config.decay else config.learning_rate
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(
+            rate,
+            config.beta1,
+            config.beta2,
+            config.epsilon,
+            weight_decay=config.weight_decay,
+            mu_dtype=jnp.dtype(config.moments),
+        ),
+    )
+
+
+def trainable(config: OptimizerConfig) -> Any:
+    """The filter for `nnx.split` that picks the weights that move: all but SlowFast's, which are `Frozen`."""
+    if not config.freeze_vision:
+        return nnx.Param
+    return nnx.All(nnx.Param, lambda path, _: path[0] not in ("vision", "projector"))

@@ -1,0 +1,186 @@
+"""One GRPO update as one jitted function: rewards, advantages, log-probs, loss, gradient, and new weights.
+
+Ratings and mean opinion scores come in as numbers, so ranking, regression and temporal rewards are computed over the
+global batch whatever the number of devices. A video is encoded once and its prompt computed once for its G completions;
+log-probs are computed in chunks, so no [B, T, V] array exists.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from vqathinker_jax.grpo import Experience, LossConfig, Mean, advantages, log_probs, policy_loss
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.records import InputError
+from vqathinker_jax.rewards import Ratings, RewardConfig, rewards
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What one update does with a batch of rollouts.
+
+    micro_batches: the batch goes through the model in so many parts; the result does not depend on it.
+    temperature: the one that completions were drawn at. chunk: completion positions whose logits exist at a time.
+    """
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    micro_batches: int = 1
+    temperature: float = 1.0
+    chunk: int = 128
+
+
+class Rollout(NamedTuple):
+    """P videos with G completions each, and what was read in those.
+
+    frames_PFYXC: uint8, or floats already normalised. ids_PS, mask_PS: left-padded prompts. completions_PGC: int32,
+    anything after lengths_PG tokens. stopped_PG: False where a completion was cut off. perturbed: ratings of as many
+    completions about perturbed copies, or None. old_log_probs_PGC: of the policy that drew them, or None where that is
+    the present one.
+    """
+
+    frames_PFYXC: jax.Array
+    ids_PS: jax.Array
+    mask_PS: jax.Array
+    completions_PGC: jax.Array
+    lengths_PG: jax.Array
+    stopped_PG: jax.Array
+    ratings: Ratings
+    mos_P: jax.Array
+    perturbed: Ratings | None = None
+    old_log_probs_PGC: jax.Array | None = None
+
+
+class TrainState(NamedTuple):
+    """What an update changes: the weights that move, and the optimizer's memory of them."""
+
+    moving: nnx.State
+    memory: optax.OptState
+
+
+class Fixed(NamedTuple):
+    """What an update only reads: the weights that do not move, and the reference policy's two kinds of weights, which
+    may share arrays with these (None where beta is 0)."""
+
+    still: nnx.State
+    reference: tuple[nnx.State, nnx.State] | None
+
+
+class Report(NamedTuple):
+    """Scalars by name, and the policy's log-probs [P, G, C], which later iterations over the same rollout need."""
+
+    metrics: dict[str, jax.Array]
+    log_probs_PGC: jax.Array
+
+
+@partial(jax.jit, static_argnames=("graph", "optimizer", "config", "context_id"), donate_argnames=("state",))
+def update(
+    graph: nnx.GraphDef[VLM],
+    state: TrainState,
+    fixed: Fixed,
+    rollout: Rollout,
+    *,
+    optimizer: optax.GradientTransformation,
+    config: StepConfig,
+    context_id: int,
+) -> tuple[TrainState, Report]:
+    """Rewards the rollout and moves the weights by one step of the optimizer.
+
+    Raises: InputError where the videos do not divide into the micro-batches or groups of the config.
+    """
+    earned = rewards(rollout.ratings, rollout.mos_P, config.rewards, rollout.perturbed)
+    advantages_PG, flat_P = advantages(earned.total_PG)
+    parts = gradients(graph, state.moving, fixed, rollout, advantages_PG, config, context_id)
+    gradient, loss, metrics, log_probs_PGC = parts
+    updates, memory = optimizer.update(gradient, state.memory, state.moving)
+    moving = optax.apply_updates(state.moving, updates)
+    report = {
+        "loss": loss,
+        "grad_norm": optax.tree.norm(gradient),
+        **{name: mean.value for name, mean in metrics.items()},
+        "reward": earned.total_PG.mean(),
+        "reward_regression": earned.regression_PG.mean(),
+        "reward_ranking": earned.ranking_PG.mean(),
+        "reward_format": earned.format_PG.mean(),
+        "flat_groups": flat_P.mean(),
+        "valid": rollout.ratings.valid_PG.mean(),
+        "length": rollout.lengths_PG.mean(),
+        "truncated": 1 - rollout.stopped_PG.mean(),
+    }
+    return TrainState(cast(nnx.State, moving), memory), Report(report, log_probs_PGC)
+
+
+def gradients(
+    graph: nnx.GraphDef[VLM],
+    moving: nnx.State,
+    fixed: Fixed,
+    rollout: Rollout,
+    advantages_PG: jax.Array,
+    config: StepConfig,
+    context_id: int,
+) -> tuple[nnx.State, jax.Array, dict[str, Mean], jax.Array]:
+    """The gradient of the loss by the moving weights, the loss, its metrics, and the policy's log-probs [P, G, C].
+
+    Micro-batches add totals and weights, and one division at the end makes the mean of the whole batch.
+    """
+    P, _, C = rollout.completions_PGC.shape
+    if P % config.micro_batches:
+        raise InputError(f"micro_batches is {config.micro_batches}, which does not divide {P} videos; use a divisor")
+
+    def total(moving: nnx.State, part: Rollout, advantages_PG: jax.Array) -> tuple[jax.Array, Any]:
+        ask = partial(completion_log_probs, rollout=part, config=config, context_id=context_id)
+        log_probs_BC = ask(nnx.merge(graph, moving, fixed.still))
+        reference_BC = None
+        if config.loss.beta and fixed.reference is not None:
+            reference_BC = jax.lax.stop_gradient(ask(nnx.merge(graph, *fixed.reference)))
+        experience = Experience(
+            advantages_B=advantages_PG.reshape(-1),
+            mask_BT=jnp.arange(C) < part.lengths_PG.reshape(-1, 1),
+            stopped_B=part.stopped_PG.reshape(-1),
+            old_log_probs_BT=None if part.old_log_probs_PGC is None else part.old_log_probs_PGC.reshape(-1, C),
+            reference_log_probs_BT=reference_BC,
+        )
+        loss, metrics = policy_loss(log_probs_BC, experience, config.loss, max_tokens=C)
+        return loss.total, (loss, metrics, log_probs_BC.reshape(part.completions_PGC.shape))
+
+    def one_part(part: tuple[Rollout, jax.Array]) -> tuple[nnx.State, Any]:
+        (_, aux), gradient = jax.value_and_grad(total, has_aux=True)(moving, *part)
+        return gradient, aux
+
+    if config.micro_batches == 1:
+        gradient, (loss, metrics, log_probs_PGC) = one_part((rollout, advantages_PG))
+    else:
+        gradient, (loss, metrics, log_probs_PGC) = _added(one_part, (rollout, advantages_PG), config.micro_batches)
+    weight = jnp.maximum(loss.weight, 1)
+    return jax.tree.map(lambda g: (g / weight).astype(g.dtype), gradient), loss.value, metrics, log_probs_PGC
+
+
+def _added(one_part: Any, whole: tuple[Rollout, jax.Array], parts: int) -> tuple[nnx.State, Any]:
+    """`one_part` over equal parts of the videos one after the other, sums added up and log-probs put together."""
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), whole)
+    shapes = jax.eval_shape(one_part, jax.tree.map(lambda x: x[0], split))
+    gradient, (loss, metrics, _) = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(sums: Any, part: Any) -> tuple[Any, jax.Array]:
+        gradient, (loss, metrics, log_probs_PGC) = one_part(part)
+        return jax.tree.map(jnp.add, sums, (gradient, loss, metrics)), log_probs_PGC
+
+    (gradient, loss, metrics), by_part = jax.lax.scan(add, (gradient, loss, metrics), split)
+    return gradient, (loss, metrics, by_part.reshape(-1, *by_part.shape[2:]))
+
+
+def completion_log_probs(model: VLM, rollout: Rollout, config: StepConfig, context_id: int) -> jax.Array:
+    """Log-probs, float32 [P * G, C], of the completions' tokens, each video encoded and each prompt computed once."""
+    P, G, C = rollout.completions_PGC.shape
+    visual_PLD = model.encode(rollout.frames_PFYXC)
+    prompt_PSD = model.embed(rollout.ids_PS, visual_PLD, context_id)
+    completions_PGCD = model.language.embed(rollout.completions_PGC, visual_PLD.dtype)
+    hidden_PGCD = model.language.fork(prompt_PSD, rollout.mask_PS, completions_PGCD)
+    targets_BC = rollout.completions_PGC.reshape(P * G, C)
+    hidden_BCD = hidden_PGCD.reshape(P * G, C, -1)
+    return log_probs(hidden_BCD, targets_BC, model.language.logits, config.temperature, config.chunk)

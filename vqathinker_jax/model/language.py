@@ -22,7 +22,7 @@ _normal = jax.nn.initializers.normal(0.02)
 class PromptCache(NamedTuple):
     """Keys and values of P prompts, once for all their completions.
 
-    layers: one (key_PSKH, value_PSKH) a layer, in whatever form `layers.fold` runs over (stacked or listed).
+    layers: one (key_PKSH, value_PKSH) a layer, in whatever form `layers.fold` runs over (stacked or listed).
     mask_PS: True where a prompt's token is not padding. lengths_P: tokens of each prompt.
     """
 
@@ -62,7 +62,7 @@ class LanguageModel(nnx.Module):
             def look(query_PSNH: jax.Array, key_PSKH: jax.Array, value_PSKH: jax.Array) -> tuple[jax.Array, Any]:
                 reach = {"causal": True, "window": self.config.window}
                 seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, key_mask_BS=mask_PS, **reach)
-                return seen_PSNH, (key_PSKH, value_PSKH)
+                return seen_PSNH, (key_PSKH.swapaxes(1, 2), value_PSKH.swapaxes(1, 2))
 
             hidden_PSD, cache = layer(hidden_PSD, rotation, look)
             return hidden_PSD, (cache, None if out is None else hidden_PSD)
@@ -110,11 +110,11 @@ class LanguageModel(nnx.Module):
         return self.norm(jnp.concatenate([last_PGD, hidden_PGCD[:, :, :-1]], axis=2))
 
     def empty_cache(self, P: int, G: int, C: int, dtype: jnp.dtype) -> Any:
-        """Room for C tokens of G completions of each of P prompts: one (key_PGCKH, value_PGCKH) a layer."""
+        """Room for C tokens of G completions of each of P prompts: one (key_PKGCH, value_PKGCH) a layer."""
         K, H, R = self.config.kv_heads, self.config.head, self.config.layers
         if isinstance(self.layers, nnx.List):
-            return tuple((jnp.zeros((P, G, C, K, H), dtype), jnp.zeros((P, G, C, K, H), dtype)) for _ in range(R))
-        return jnp.zeros((R, P, G, C, K, H), dtype), jnp.zeros((R, P, G, C, K, H), dtype)
+            return tuple((jnp.zeros((P, K, G, C, H), dtype), jnp.zeros((P, K, G, C, H), dtype)) for _ in range(R))
+        return jnp.zeros((R, P, K, G, C, H), dtype), jnp.zeros((R, P, K, G, C, H), dtype)
 
     def decode(self, hidden_PGD: jax.Array, prompt: PromptCache, own: Any, step: jax.Array) -> tuple[jax.Array, Any]:
         """One token of each of P x G completions: embedded token number `step` (from 0) to its normed hidden state.
@@ -131,14 +131,15 @@ class LanguageModel(nnx.Module):
             (prompt_key, prompt_value), (own_key, own_value) = caches
 
             def look(query_PGNH: jax.Array, key_PGKH: jax.Array, value_PGKH: jax.Array) -> tuple[jax.Array, Any]:
-                at = (0, 0, step, 0, 0)
-                key_PGCKH = jax.lax.dynamic_update_slice(own_key, key_PGKH[:, :, None], at)
-                value_PGCKH = jax.lax.dynamic_update_slice(own_value, value_PGKH[:, :, None], at)
-                back_C = step - jnp.arange(key_PGCKH.shape[2])
-                own_mask_PGC = jnp.broadcast_to((back_C >= 0) & (back_C < window), key_PGCKH.shape[:3])
+                at = (0, 0, 0, step, 0)
+                key_PKGCH = jax.lax.dynamic_update_slice(own_key, key_PGKH.swapaxes(1, 2)[:, :, :, None], at)
+                value_PKGCH = jax.lax.dynamic_update_slice(own_value, value_PGKH.swapaxes(1, 2)[:, :, :, None], at)
+                C = key_PKGCH.shape[3]
+                back_C = step - jnp.arange(C)
+                own_mask_PGC = jnp.broadcast_to((back_C >= 0) & (back_C < window), (P, G, C))
                 shared = (prompt_key, prompt_value, prompt_mask_PS)
-                seen_PGNH = attend_two(query_PGNH, shared, (key_PGCKH, value_PGCKH, own_mask_PGC))
-                return seen_PGNH, (key_PGCKH, value_PGCKH)
+                seen_PGNH = attend_two(query_PGNH, shared, (key_PKGCH, value_PKGCH, own_mask_PGC))
+                return seen_PGNH, (key_PKGCH, value_PKGCH)
 
             return layer(hidden_PGD, rotation, look)
 

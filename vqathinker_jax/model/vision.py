@@ -13,7 +13,7 @@ from flax import nnx
 
 from vqathinker_jax.model.attention import attend
 from vqathinker_jax.model.config import VisionConfig
-from vqathinker_jax.model.layers import LayerNorm, Linear, RMSNorm, fold, gelu, param, stack
+from vqathinker_jax.model.layers import LayerNorm, Linear, RMSNorm, each, fold, gelu, param, stack
 
 _normal = jax.nn.initializers.normal(0.02)
 _small = jax.nn.initializers.constant(0.1)
@@ -45,7 +45,7 @@ class VisionTower(nnx.Module):
         embedded = hidden_FLE
 
         def step(layer: "VisionLayer", hidden_FLE: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
-            hidden_FLE = layer(hidden_FLE)
+            hidden_FLE = each(lambda hidden_LE: layer(hidden_LE[None])[0], hidden_FLE)
             return hidden_FLE, (None if out is None else hidden_FLE)
 
         hidden_FLE, by_layer = fold(self.layers, hidden_FLE, step)

@@ -207,7 +207,8 @@ def main() -> int:
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, prog="run.py", description=__doc__)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"error: {_printable(line)}", file=sys.stderr)
         return 2
 
 

@@ -91,8 +91,8 @@ class Judge:
             clip = read_clip(video, self.view.frames, self.view.decoder)
         except VideoError as error:
             return Verdict(str(video), self.view.decoder, _since(started), reason=str(error))
-        question = prompt.scoring_question(self.view.frames, self.has_motion)
-        text, ended = self._complete([clip], [question], progress)[0]
+        ids_T = self._ids(prompt.scoring_question(self.view.frames, self.has_motion))
+        text, ended = self._complete([clip], [ids_T], progress)[0]
         parsed = parse_score(text)
         cut = "" if ended else f" (cut off after {self.sampling.max_new_tokens} tokens)"
         return Verdict(
@@ -114,17 +114,16 @@ class Judge:
 
         Raises: VideoError where no frame can be read; InputError for a question that reads as markup.
         """
-        asked = prompt.asking_question(question, self.view.frames, self.has_motion)
-        return self._complete([read_clip(video, self.view.frames, self.view.decoder)], [asked], progress)[0][0]
+        ids_T = self._ids(prompt.asking_question(question, self.view.frames, self.has_motion))
+        return self._complete([read_clip(video, self.view.frames, self.view.decoder)], [ids_T], progress)[0][0]
+
+    def _ids(self, question: str) -> np.ndarray:
+        return prompt.encode(self.tokenizer, question, self.tokens_per_frame, self.view.frames, self.has_motion)
 
     def _complete(
-        self, clips: list[Clip], questions: list[str], progress: Callable[[int], None]
+        self, clips: list[Clip], ids_PT: list[np.ndarray], progress: Callable[[int], None]
     ) -> list[tuple[str, bool]]:
         """One completion a clip: its text, and whether it ended by itself."""
-        ids_PT = [
-            prompt.encode(self.tokenizer, question, self.tokens_per_frame, self.view.frames, self.has_motion)
-            for question in questions
-        ]
         ids_PS, mask_PS = prompt.pad_left(ids_PT, self.tokens.pad)
         longest = ids_PS.shape[1] + self.sampling.max_new_tokens
         if longest > self.positions:

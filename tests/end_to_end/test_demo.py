@@ -1,0 +1,68 @@
+"""The bundled model and clips, as a newcomer runs them: in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "vqathinker_jax" / "assets"
+KEYS = {"video", "status", "score", "thinking", "answer", "text", "reason", "frame_indices", "frame_times_s", "health"}
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory: pytest.TempPathFactory):
+    """Run the command line; compiled programs are kept for the next call."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+        command = [sys.executable, ROOT / "run.py", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict:
+    return json.loads((ASSETS / "expected.json").read_text())["clips"]
+
+
+def test_the_bundled_clips_are_rated_as_recorded_beside_a_bad_file(call, expected: dict, tmp_path: Path):
+    (tmp_path / "torn.mp4").write_bytes(b"\0" * 100)
+    clips = [ASSETS / "clips" / name for name in expected]
+    done = call("score", *clips, tmp_path / "torn.mp4", "--json")
+    assert done.returncode == 1, done.stderr
+    *rated, torn = [json.loads(line) for line in done.stdout.splitlines()]
+    for row, (name, recorded) in zip(rated, expected.items(), strict=True):
+        assert row.keys() == KEYS | {"decoder", "seconds"}
+        assert (Path(row["video"]).name, row["status"], row["reason"]) == (name, "ok", None)
+        assert (row["score"], row["text"]) == (recorded["score"], recorded["text"])
+        assert row["thinking"].startswith("Demonstration model")
+        assert len(row["frame_indices"]) == len(row["frame_times_s"]) == 12
+    assert (torn["status"], torn["score"]) == ("failed", None)
+    assert "torn.mp4" in torn["reason"]
+    assert "demonstration" in done.stderr
+    assert expected["pristine.mp4"]["score"] > expected["damaged.mp4"]["score"] + 1
+
+
+def test_a_free_question_gets_an_answer(call):
+    done = call("ask", ASSETS / "clips" / "damaged.mp4", "What is wrong with this video?")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Demonstration model")
+
+
+def test_the_doctor_finds_the_installation_sound(call, expected: dict):
+    done = call("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in expected:
+        assert f"✓ {name}" in done.stdout
+    assert "✗" not in done.stdout
+
+
+def test_the_bundled_model_is_small():
+    size = sum(file.stat().st_size for file in (ASSETS / "checkpoint").iterdir())
+    assert size < 6e6

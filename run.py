@@ -90,7 +90,8 @@ def ask(
     judge = _open(model)
     with _progress(video.name, model.max_new_tokens) as progress:
         text = judge.ask(video, question, progress)
-    print(_printable(text))
+    for line in text.splitlines():
+        print(_printable(line))
     return 0
 
 
@@ -113,7 +114,11 @@ def convert(
         force: Replace a target that is not empty.
     """
     from convert.load import convert_checkpoint
+    from vqathinker_jax.checkpoint import read_config
+    from vqathinker_jax.data.prompt import load_tokenizer
 
+    read_config(source)
+    load_tokenizer(source)
     convert_checkpoint(source, target, slowfast=slowfast, dtype=None if dtype == "stored" else dtype, force=force)
     print(f"wrote {target}")
     return 0
@@ -139,7 +144,7 @@ def _open(options: ModelOptions) -> "Judge":
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqathinker-jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    if options.checkpoint == DEMO / "checkpoint":
+    if _is_demo(options):
         print(DEMO_NOTICE, file=sys.stderr)
     # What is wrong with the settings or the small files is said before gigabytes of weights are read.
     parse_config(read_config(options.checkpoint), motion=False).tokens_per_frame(options.image_size)
@@ -156,7 +161,8 @@ def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: 
     with _progress(f"[{index + 1}/{count}] {video.name}", judge.sampling.max_new_tokens) as progress:
         verdict = judge.score(video, progress)
     if as_json:
-        print(json.dumps(verdict.row(), ensure_ascii=False), flush=True)
+        # ASCII: whatever is in names and texts, a row stays one line that any terminal and encoding can take.
+        print(json.dumps(verdict.row(), allow_nan=False), flush=True)
     else:
         _print_verdict(verdict)
     return verdict
@@ -192,8 +198,12 @@ def _print_table(verdicts: list["Verdict"], model: ModelOptions) -> None:
         for verdict in sorted(verdicts, key=lambda v: (v.score is None, -(v.score or 0))):
             rating = "failed" if verdict.score is None else f"{verdict.score:6.2f}"
             print(f"{rating:>6}  {_printable(verdict.video)}")
-    if model.checkpoint == DEMO / "checkpoint":
+    if _is_demo(model):
         print(f"({DEMO_NOTICE})")
+
+
+def _is_demo(options: ModelOptions) -> bool:
+    return options.checkpoint.resolve() == (DEMO / "checkpoint").resolve()
 
 
 def _printable(text: str) -> str:

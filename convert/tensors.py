@@ -66,7 +66,11 @@ def _files(directory: Path) -> list[Path]:
     if single.exists():
         return [single, *beside]
     if index.exists():
-        shards = [directory / name for name in _shards(index)]
+        names = _shards(index)
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise CheckpointError(f"{index}: names files outside its folder ({outside[0]}); download it again")
+        shards = [directory / name for name in names if name != MOTION_FILE]
         listed = f"missing, but {index.name} lists it; download it again"
         missing = [f"{shard}: {listed}" for shard in shards if not shard.exists()]
         if missing:

@@ -49,7 +49,7 @@ BESIDE = (
 def save(directory: Path, model: VLM, source: Path, *, force: bool = False) -> None:
     """Write a model with stacked layers as a native checkpoint, with the files `BESIDE` it of the folder `source`.
 
-    force: replace a folder that is not empty. Where this is interrupted, `directory` stays as it was.
+    force: replace a native checkpoint, and nothing else. Where this is interrupted, `directory` stays as it was.
 
     Raises: CheckpointError where `directory` is taken.
     """
@@ -83,12 +83,16 @@ def save(directory: Path, model: VLM, source: Path, *, force: bool = False) -> N
 def check_free(directory: Path, *, force: bool) -> None:
     """Nothing, where a checkpoint may be written to `directory`.
 
-    Raises: CheckpointError where it is a file, or a folder that is not empty and `force` is not set.
+    Raises: CheckpointError where it is a file, a folder of other things, or a checkpoint and `force` is not set.
     """
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory}: is a file; name a folder to write to")
-    if directory.exists() and any(directory.iterdir()) and not force:
-        raise CheckpointError(f"{directory}: is not empty; name another folder, or empty this one")
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    if not is_native(directory):
+        raise CheckpointError(f"{directory}: holds other things than a native checkpoint; name another folder")
+    if not force:
+        raise CheckpointError(f"{directory}: holds a checkpoint already; name another folder, or replace it by --force")
 
 
 def is_native(directory: Path) -> bool:

@@ -30,9 +30,11 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        drawn = self.temperature == 0 or 0.01 <= self.temperature <= 100
+        if self.max_new_tokens < 1 or not drawn or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise InputError(
-                f"{self}: max_new_tokens must be at least 1, temperature and top_k not negative, top_p in (0, 1]"
+                f"{self}: max_new_tokens must be at least 1, temperature 0 or 0.01 to 100, top_k not negative, "
+                "top_p in (0, 1]"
             )
 
 

@@ -74,6 +74,11 @@ class Judge:
 
     def __init__(self, model: VLM, tokenizer: "Qwen2Tokenizer", view: View, sampling: Sampling, seed: int = 0):
         """Raises: InputError where the image size does not fit the model's patches."""
+        if len(tokenizer) > model.config.language.vocabulary:
+            raise InputError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.language.vocabulary}; "
+                "use the tokenizer that came with the weights"
+            )
         self.graph, self.state = nnx.split(model)
         self.tokenizer = tokenizer
         self.tokens = prompt.special_tokens(tokenizer)

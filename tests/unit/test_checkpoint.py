@@ -143,13 +143,22 @@ def test_a_killed_save_leaves_a_folder_that_does_not_load(copy: Path):
 
 def test_a_folder_that_is_taken_is_not_overwritten_unless_forced(source: Path, copy: Path):
     (copy / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"native: is not empty; name another folder"):
+    with pytest.raises(
+        CheckpointError, match=r"native: holds a checkpoint already; name another folder, or replace it by --force"
+    ):
         convert_checkpoint(source, copy)
     assert (copy / "notes.txt").read_text() == "mine"
     convert_checkpoint(source, copy, force=True)
     assert not (copy / "notes.txt").exists()
     assert_equal(restore(copy), load(source))
     assert list(copy.parent.iterdir()) == [copy]
+
+
+def test_force_never_removes_a_folder_of_other_things(source: Path, tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds other things than a native checkpoint"):
+        convert_checkpoint(source, tmp_path, force=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_where_a_checkpoint_cannot_go_or_come_from(source: Path, native: Path, tmp_path: Path):
@@ -159,8 +168,9 @@ def test_where_a_checkpoint_cannot_go_or_come_from(source: Path, native: Path, t
     with pytest.raises(CheckpointError, match=r"native: is a native checkpoint already"):
         convert_checkpoint(native, tmp_path / "again")
     for target in (source, source.parent):
-        with pytest.raises(CheckpointError, match=r"holds .*source, which is still needed; name another folder"):
+        with pytest.raises(CheckpointError, match=r"holds .*; name another folder"):
             convert_checkpoint(source, target, force=True)
+        assert (source / "config.json").exists()
     with pytest.raises(CheckpointError, match=r"a native checkpoint has no use for .*; leave --slowfast out"):
         open_model(native, slowfast=tmp_path / "SLOWFAST_8x8_R50.pyth")
     (tmp_path / "empty").mkdir()

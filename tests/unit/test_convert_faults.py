@@ -142,3 +142,13 @@ def test_pickled_weights_are_named_as_the_reason(whole: Path):
     (whole / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin: pickled weights can run code, so they are not read"):
         load(whole)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/tmp/elsewhere.safetensors", "below/shard.safetensors"])
+def test_an_index_cannot_name_files_outside_its_folder(whole: Path, name: str):
+    index = whole / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], name)
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="names files outside its folder"):
+        load(whole)

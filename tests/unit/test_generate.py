@@ -172,7 +172,10 @@ def test_draws_follow_the_temperature():
     np.testing.assert_allclose(np.bincount(chosen[0], minlength=5) / 20000, expected, atol=0.015)
 
 
-@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}],
+)
 def test_impossible_settings_are_refused(wrong: dict):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Sampling(**wrong)

@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 
 from vqathinker_jax.records import VideoError
 
+PLAYLISTS = {"concat", "dash", "hls", "imf"}  # they name other files, which need not be the user's to read
 TS_PACKET_SIZES = (188, 192, 204)  # a transport stream is whole packets; it has no header to tell its length
 
 
@@ -133,6 +134,8 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             ) from None
         raise VideoError(f"{path}: in no video format known to ffmpeg; check what the file is") from None
     with container:
+        if container.format.name in PLAYLISTS:
+            raise VideoError(f"{path}: a playlist ({container.format.name}), not a video; name the video itself")
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             kinds = sorted({s.type for s in container.streams} - {"video"}) or ["a cover picture"]

@@ -43,6 +43,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 
 
 def _files(pattern: str) -> list[Path]:
+    if not pattern:
+        raise InputError("an empty path was given; check the variable that it came from")
     path = Path(pattern)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES | VIDEOS and p.is_file())

@@ -41,6 +41,8 @@ def read_clip(path: str | Path, frames: int, decoder: str = "pyav") -> Clip:
         raise VideoError(f"{path}: a folder, not a video; name the files in it")
     if not path.exists():
         raise VideoError(f"{path}: no such file; check the path")
+    if not path.is_file():
+        raise VideoError(f"{path}: no ordinary file but a pipe or device; name a video file")
     try:
         with path.open("rb") as file:
             head = file.read(1024)

@@ -37,9 +37,8 @@ class MotionConfig:
     """SlowFast-R50 8x8, with the widths and depths that a small checkpoint may narrow.
 
     `stem` is the slow pathway's width after the stem, `beta` the slow-to-fast ratio of widths, `fusion` the ratio of a
-    lateral connection's width to the fast pathway's. `slow_stride` of the reference is 4 when scoring and 3 when
-    training: the frames decide it (see `motion.slow_stride`). `pool` are the kernels (time, y, x) of the final average
-    pooling.
+    lateral connection's width to the fast pathway's. The pools are the kernels (time, y, x) of the final average
+    pooling. How many frames the slow pathway sees follows from how many there are: `motion.schedule`.
     """
 
     stem: int = 64

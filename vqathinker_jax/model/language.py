@@ -124,8 +124,8 @@ class LanguageModel(nnx.Module):
         """
         P, G, _ = hidden_PGD.shape
         rotation = rotary(jnp.broadcast_to(prompt.lengths_P[:, None] + step, (P, G)), self.config)
-        S, window = prompt.mask_PS.shape[1], self.config.window or self.config.max_positions
-        prompt_mask_PS = prompt.mask_PS & (S + step - jnp.arange(S) < window)
+        S, window = prompt.mask_PS.shape[1], self.config.window
+        prompt_mask_PS = prompt.mask_PS & (S + step - jnp.arange(S) < window) if window else prompt.mask_PS
 
         def layer_step(layer: DecoderLayer, hidden_PGD: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
             (prompt_key, prompt_value), (own_key, own_value) = caches
@@ -136,7 +136,7 @@ class LanguageModel(nnx.Module):
                 value_PKGCH = jax.lax.dynamic_update_slice(own_value, value_PGKH.swapaxes(1, 2)[:, :, :, None], at)
                 C = key_PKGCH.shape[3]
                 back_C = step - jnp.arange(C)
-                own_mask_PGC = jnp.broadcast_to((back_C >= 0) & (back_C < window), (P, G, C))
+                own_mask_PGC = jnp.broadcast_to((back_C >= 0) & (back_C < (window or C)), (P, G, C))
                 shared = (prompt_key, prompt_value, prompt_mask_PS)
                 seen_PGNH = attend_two(query_PGNH, shared, (key_PKGCH, value_PKGCH, own_mask_PGC))
                 return seen_PGNH, (key_PKGCH, value_PKGCH)

@@ -135,9 +135,12 @@ class ConvNorm(nnx.Module):
 
     def __call__(self, x_PFYXC: jax.Array) -> jax.Array:
         y_PFYXC = convolve(x_PFYXC, self.kernel[...].astype(x_PFYXC.dtype), *self.strides)
-        scale = self.scale[...] * jax.lax.rsqrt(self.variance[...] + self.epsilon)
-        shift = self.bias[...] - self.mean[...] * scale
-        return y_PFYXC * scale.astype(y_PFYXC.dtype) + shift.astype(y_PFYXC.dtype)
+        gain, shift, mean, variance = (x[...].astype(jnp.float32) for x in self._statistics())
+        scale = gain * jax.lax.rsqrt(variance + self.epsilon)
+        return (y_PFYXC * scale + (shift - mean * scale)).astype(x_PFYXC.dtype)
+
+    def _statistics(self) -> tuple[Frozen, Frozen, Frozen, Frozen]:
+        return self.scale, self.bias, self.mean, self.variance
 
 
 def lateral(fast: int, config: MotionConfig, rngs: nnx.Rngs) -> ConvNorm:

@@ -87,6 +87,7 @@ def fresh(vocabulary: int, typical_FYXC: np.ndarray, seed: int) -> VLM:
     kernel_YXCE = _band_passes(np.random.default_rng(seed), patches.kernel.shape[-1])
     answers_KE = np.tensordot(_patches(np.asarray(normalise(jnp.asarray(typical_FYXC)))), kernel_YXCE, 3)
     patches.kernel[...] = jnp.asarray(kernel_YXCE / answers_KE.std(0), jnp.float32)
+    assert patches.bias is not None
     patches.bias[...] = jnp.asarray(-answers_KE.mean(0) / answers_KE.std(0), jnp.float32)
     return model
 

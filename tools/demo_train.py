@@ -47,6 +47,7 @@ def window(frames_FYXC: np.ndarray, side: int, rng: np.random.Generator) -> np.n
 
 def motion_features(model: VLM, clips: list[np.ndarray]) -> np.ndarray:
     """SlowFast's features [N, Z] of whole clips."""
+    assert model.motion is not None
     graph, state = nnx.split(model.motion)
 
     @jax.jit
@@ -133,6 +134,7 @@ def _lesson(damages: tuple[Damage, ...], rng: np.random.Generator) -> tuple[str,
 
 def _look(model: VLM, frames_BFYXC: jax.Array, motion_BZ: jax.Array) -> jax.Array:
     """`VLM.encode` with SlowFast's features given: visual tokens [B, F * L + 1, D]."""
+    assert model.motion_projector is not None
     B, _, Y, X, C = frames_BFYXC.shape
     features = model.vision(normalise(frames_BFYXC).reshape(-1, Y, X, C))
     tokens = model.projector(features, Y // model.vision.patch, X // model.vision.patch)

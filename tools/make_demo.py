@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from tqdm import trange
 
 from convert.load import open_model
@@ -111,7 +111,8 @@ def measure(judge: Judge, clips: int, seed: int) -> dict[str, Any]:
 
 
 def _srcc(pairs: Sequence[tuple[float, float]]) -> float:
-    return float(np.asarray(spearmanr(*zip(*pairs, strict=True)).statistic))
+    scores, truth = np.array(pairs).T
+    return float(np.corrcoef(rankdata(scores), rankdata(truth))[0, 1])
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -144,7 +144,7 @@ def test_pickled_weights_are_named_as_the_reason(whole: Path):
         load(whole)
 
 
-@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/tmp/elsewhere.safetensors", "below/shard.safetensors"])
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/elsewhere.safetensors", "below/shard.safetensors"])
 def test_an_index_cannot_name_files_outside_its_folder(whole: Path, name: str):
     index = whole / "model.safetensors.index.json"
     content = json.loads(index.read_text())

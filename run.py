@@ -3,17 +3,15 @@
 Exit status: 0 all well, 1 some input failed while the rest was done, 2 wrong usage or a checkpoint that does not load.
 """
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from vqathinker_jax import console
 from vqathinker_jax.records import InputError
 
 if TYPE_CHECKING:
@@ -73,8 +71,10 @@ def score(
     videos = expand(paths)
     judge = _open(model)
     verdicts = [_score_one(judge, video, index, len(videos), as_json=as_json) for index, video in enumerate(videos)]
-    if not as_json:
-        _print_table(verdicts, model)
+    if not as_json and len(verdicts) > 1:
+        console.print_table(verdicts)
+    if not as_json and _is_demo(model):
+        print(f"({DEMO_NOTICE})")
     return int(any(verdict.status == "failed" for verdict in verdicts))
 
 
@@ -88,10 +88,9 @@ def ask(
     python run.py ask clip.mp4 "Is the motion smooth?" --checkpoint VQAThinker-8B
     """
     judge = _open(model)
-    with _progress(video.name, model.max_new_tokens) as progress:
+    with console.progress(video.name, model.max_new_tokens) as progress:
         text = judge.ask(video, question, progress)
-    for line in text.splitlines():
-        print(_printable(line))
+    console.print_lines(text)
     return 0
 
 
@@ -158,57 +157,17 @@ def _open(options: ModelOptions) -> "Judge":
 
 
 def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: bool) -> "Verdict":
-    with _progress(f"[{index + 1}/{count}] {video.name}", judge.sampling.max_new_tokens) as progress:
+    with console.progress(f"[{index + 1}/{count}] {video.name}", judge.sampling.max_new_tokens) as progress:
         verdict = judge.score(video, progress)
     if as_json:
-        # ASCII: whatever is in names and texts, a row stays one line that any terminal and encoding can take.
-        print(json.dumps(verdict.row(), allow_nan=False), flush=True)
+        console.print_row(verdict.row())
     else:
-        _print_verdict(verdict)
+        console.print_verdict(verdict)
     return verdict
-
-
-@contextmanager
-def _progress(name: str, tokens: int) -> Iterator[Callable[[int], None]]:
-    """A line on standard error while a video is looked at: seconds passed, and tokens once they come."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{_printable(name)}: looking", total=None)
-        yield lambda written: bar.update(task, description=f"{_printable(name)}: {written} of {tokens} tokens at most")
-
-
-def _print_verdict(verdict: "Verdict") -> None:
-    name = _printable(verdict.video)
-    if verdict.score is None:
-        print(f"{name}: failed: {_printable(verdict.reason or '')}")
-    else:
-        print(f"{name}: {verdict.score:.2f} of 5  ({len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s)")
-    for line in (verdict.thinking or (verdict.text if verdict.score is None else "")).splitlines():
-        print(f"    {_printable(line)}")
-    for sentence in verdict.health:
-        print(f"    note: {_printable(sentence)}")
-    print(flush=True)
-
-
-def _print_table(verdicts: list["Verdict"], model: ModelOptions) -> None:
-    if len(verdicts) > 1:
-        for verdict in sorted(verdicts, key=lambda v: (v.score is None, -(v.score or 0))):
-            rating = "failed" if verdict.score is None else f"{verdict.score:6.2f}"
-            print(f"{rating:>6}  {_printable(verdict.video)}")
-    if _is_demo(model):
-        print(f"({DEMO_NOTICE})")
 
 
 def _is_demo(options: ModelOptions) -> bool:
     return options.checkpoint.resolve() == (DEMO / "checkpoint").resolve()
-
-
-def _printable(text: str) -> str:
-    """Text from models and files without the control characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def main() -> int:
@@ -217,8 +176,7 @@ def main() -> int:
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, prog="run.py", description=__doc__)
     except (InputError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {_printable(line)}", file=sys.stderr)
+        console.print_error(error)
         return 2
 
 

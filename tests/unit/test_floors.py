@@ -17,7 +17,7 @@ FLOORS = [
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
     ["generate", "checkpoint", "step"],
     ["judge", "rollout"],
-    ["train", "evaluate", "report", "doctor"],
+    ["train", "evaluate", "report", "doctor", "console"],
     ["convert", "configs"],
     ["run"],
 ]

@@ -1,0 +1,71 @@
+"""What people see in a terminal: verdicts in, lines out, with progress on standard error while they wait.
+
+Names, reasons and completions come from files and models, so nothing of them is printed before `printable` has made it
+unable to steer a terminal.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from vqathinker_jax.judge import Verdict
+
+
+def printable(text: str) -> str:
+    """The text without the control characters that could steer a terminal; each becomes a replacement character."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def print_lines(text: str, indent: str = "") -> None:
+    """Print text of any origin, line by line."""
+    for line in text.splitlines():
+        print(f"{indent}{printable(line)}")
+
+
+def print_error(error: Exception) -> None:
+    """Print an error on standard error, one line for each that its message has."""
+    for line in str(error).splitlines():
+        print(f"error: {printable(line)}", file=sys.stderr)
+
+
+def print_row(row: object) -> None:
+    """Print JSON values as one line.
+
+    In ASCII: whatever is in names and texts, a row stays one line that any terminal and encoding can take.
+    """
+    print(json.dumps(row, allow_nan=False), flush=True)
+
+
+def print_verdict(verdict: "Verdict") -> None:
+    """Print a rating with its reasoning, or why there is none with what the model wrote, and the file's health."""
+    name = printable(verdict.video)
+    if verdict.score is None:
+        print(f"{name}: failed: {printable(verdict.reason or '')}")
+    else:
+        print(f"{name}: {verdict.score:.2f} of 5  ({len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s)")
+    print_lines(verdict.thinking or (verdict.text if verdict.score is None else ""), indent="    ")
+    for sentence in verdict.health:
+        print_lines(f"note: {sentence}", indent="    ")
+    print(flush=True)
+
+
+def print_table(verdicts: Sequence["Verdict"]) -> None:
+    """Print one line a video, the best rated first and the failed last."""
+    for verdict in sorted(verdicts, key=lambda v: (v.score is None, -(v.score or 0))):
+        rating = "failed" if verdict.score is None else f"{verdict.score:6.2f}"
+        print(f"{rating:>6}  {printable(verdict.video)}")
+
+
+@contextmanager
+def progress(name: str, tokens: int) -> Iterator[Callable[[int], None]]:
+    """A line on standard error while a video is looked at; yields what to call with the number of tokens so far."""
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{printable(name)}: looking", total=None)
+        yield lambda written: bar.update(task, description=f"{printable(name)}: {written} of {tokens} tokens at most")

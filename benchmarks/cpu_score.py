@@ -46,7 +46,7 @@ def ours(layers: int) -> Phases:
 
     from vqathinker_jax.checkpoint import abstract_model, arrays, fill
     from vqathinker_jax.data.prompt import pad_left
-    from vqathinker_jax.generate import Sampling, begin, decode, prefill
+    from vqathinker_jax.generate import Sampling, begin, decode, encode, prefill
     from vqathinker_jax.model.config import LanguageConfig, ModelConfig, VisionConfig
 
     vision, language = VISION | {"layers": layers}, LANGUAGE | {"layers": layers}
@@ -61,13 +61,14 @@ def ours(layers: int) -> Phases:
     ids_PS, mask_PS = pad_left([np.asarray(prompt(), np.int32)], 0)
     keys_PG = jax.random.split(jax.random.key(0), (1, 1))
     settings = {"sampling": Sampling(max_new_tokens=NEW_TOKENS), "stop_id": -1, "pad_id": 0}
-    encode = jax.jit(lambda state, frames_PFYXC: nnx.merge(graph, state).encode(frames_PFYXC))
     held: dict[str, Any] = {}
 
     def first_token() -> None:
         held.clear()
-        logits_PV, held["cache"] = prefill(graph, state, frames_PFYXC, ids_PS, mask_PS, context_id=CONTEXT_ID)
-        held["decoding"] = begin(graph, state, logits_PV, keys_PG, completions=1, **settings)
+        logits_PV, held["cache"] = prefill(
+            graph, state, encode(graph, state, frames_PFYXC), ids_PS, mask_PS, context_id=CONTEXT_ID
+        )
+        held["decoding"] = begin(graph, state, logits_PV, keys_PG, **settings)
         jax.block_until_ready(held["decoding"].ids_PGC)
 
     def token() -> None:
@@ -76,7 +77,7 @@ def ours(layers: int) -> Phases:
         assert int(decoding.written) == NEW_TOKENS
 
     return {
-        "vision": lambda: jax.block_until_ready(encode(state, frames_PFYXC)),
+        "vision": lambda: jax.block_until_ready(encode(graph, state, frames_PFYXC)),
         "first_token": first_token,
         "token": token,
     }

@@ -22,12 +22,14 @@ from vqathinker_jax.records import InputError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 leave every token in the draw."""
+    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 leave every token in the draw, but for
+    those in `never`."""
 
     max_new_tokens: int = 1024
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    never: tuple[int, ...] = ()
 
     def __post_init__(self):
         drawn = self.temperature == 0 or 0.01 <= self.temperature <= 100
@@ -62,46 +64,50 @@ class Decoding(NamedTuple):
     cache: Any
 
 
+@partial(jax.jit, static_argnames=("graph",))
+def encode(graph: nnx.GraphDef[VLM], state: nnx.State, frames_PFYXC: jax.Array) -> jax.Array:
+    """Videos to their visual tokens [P, L, D], once whatever is then asked about them; see `VLM.encode`."""
+    return nnx.merge(graph, state).encode(frames_PFYXC)
+
+
 @partial(jax.jit, static_argnames=("graph", "context_id"))
 def prefill(
     graph: nnx.GraphDef[VLM],
     state: nnx.State,
-    frames_PFYXC: jax.Array,
+    visual_PLD: jax.Array,
     ids_PS: jax.Array,
     mask_PS: jax.Array,
     *,
     context_id: int,
 ) -> tuple[jax.Array, PromptCache]:
-    """Encode the videos, run the prompts; returns float32 logits [P, V] of the first new token, and the cache."""
+    """Run the prompts around encoded videos; returns float32 logits [P, V] of the first new token, and the cache."""
     model = nnx.merge(graph, state)
-    hidden_PSD = model.embed(ids_PS, model.encode(frames_PFYXC), context_id)
+    hidden_PSD = model.embed(ids_PS, visual_PLD, context_id)
     hidden_PSD, cache = model.language.prefill(hidden_PSD, mask_PS)
     return model.language.logits(hidden_PSD[:, -1]), cache
 
 
-@partial(jax.jit, static_argnames=("graph", "completions", "sampling", "stop_id", "pad_id"))
+@partial(jax.jit, static_argnames=("graph", "sampling", "stop_id", "pad_id"))
 def begin(
     graph: nnx.GraphDef[VLM],
     state: nnx.State,
     logits_PV: jax.Array,
     keys_PG: jax.Array,
     *,
-    completions: int,
     sampling: Sampling,
     stop_id: int,
     pad_id: int,
 ) -> Decoding:
-    """Choose the first token of each of G completions and make room for the others."""
+    """Choose the first token of each of G completions, one a key, and make room for the others."""
     model = nnx.merge(graph, state)
-    (P, V), G, C = logits_PV.shape, completions, sampling.max_new_tokens
-    dtype = model.vision.class_token[...].dtype
+    (P, G), V, C = keys_PG.shape, logits_PV.shape[-1], sampling.max_new_tokens
     blank = Decoding(
         written=jnp.int32(0),
         ids_PGC=jnp.full((P, G, C), pad_id, jnp.int32),
         log_probs_PGC=jnp.zeros((P, G, C), jnp.float32),
         stopped_PG=jnp.zeros((P, G), bool),
         lengths_PG=jnp.zeros((P, G), jnp.int32),
-        cache=model.language.empty_cache(P, G, C, dtype),
+        cache=model.language.empty_cache(P, G, C, model.dtype),
     )
     logits_PGV = jnp.broadcast_to(logits_PV[:, None], (P, G, V))
     return _write(blank, logits_PGV, keys_PG, blank.cache, sampling, stop_id, pad_id)
@@ -122,7 +128,6 @@ def decode(
 ) -> Decoding:
     """Choose tokens until `until` are written or every completion has stopped."""
     model = nnx.merge(graph, state)
-    dtype = model.vision.class_token[...].dtype
     last = jnp.minimum(until, sampling.max_new_tokens)
 
     def unfinished(decoding: Decoding) -> jax.Array:
@@ -131,7 +136,7 @@ def decode(
     def token(decoding: Decoding) -> Decoding:
         place = decoding.written - 1
         newest_PG = jax.lax.dynamic_index_in_dim(decoding.ids_PGC, place, axis=2, keepdims=False)
-        hidden_PGD = model.language.embed(newest_PG, dtype)
+        hidden_PGD = model.language.embed(newest_PG, model.dtype)
         hidden_PGD, cache = model.language.decode(hidden_PGD, prompt, decoding.cache, place)
         return _write(decoding, model.language.logits(hidden_PGD), keys_PG, cache, sampling, stop_id, pad_id)
 
@@ -141,9 +146,9 @@ def decode(
 def generate(
     graph: nnx.GraphDef[VLM],
     state: nnx.State,
-    frames_PFYXC: np.ndarray,
-    ids_PS: np.ndarray,
-    mask_PS: np.ndarray,
+    visual_PLD: jax.Array,
+    ids_PS: jax.Array | np.ndarray,
+    mask_PS: jax.Array | np.ndarray,
     *,
     context_id: int,
     stop_id: int,
@@ -154,7 +159,7 @@ def generate(
     progress: Callable[[int], None] = lambda written: None,
     slice_length: int = 32,
 ) -> Completions:
-    """G completions of each of P left-padded prompts about P videos.
+    """G completions of each of P left-padded prompts about P videos, encoded by `encode`.
 
     `key` seeds the draws (it may be left out when greedy); each completion has a stream of its own, so a row's tokens
     do not depend on how long the other rows run. `progress` is called with the number of tokens written so far, every
@@ -163,8 +168,8 @@ def generate(
     P = ids_PS.shape[0]
     keys_PG = jax.random.split(jax.random.key(0) if key is None else key, (P, completions))
     ending = {"sampling": sampling, "stop_id": stop_id, "pad_id": pad_id}
-    logits_PV, prompt = prefill(graph, state, frames_PFYXC, ids_PS, mask_PS, context_id=context_id)
-    decoding = begin(graph, state, logits_PV, keys_PG, completions=completions, **ending)
+    logits_PV, prompt = prefill(graph, state, visual_PLD, ids_PS, mask_PS, context_id=context_id)
+    decoding = begin(graph, state, logits_PV, keys_PG, **ending)
     for until in range(1 + slice_length, sampling.max_new_tokens + slice_length, slice_length):
         decoding = decode(graph, state, prompt, decoding, keys_PG, jnp.int32(until), **ending)
         progress(int(decoding.written))
@@ -203,14 +208,15 @@ def _write(
 def choose(logits_PGV: jax.Array, keys_PG: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
     """The next token [P, G] and its log-probability among the whole vocabulary at the sampling temperature.
 
-    The cuts come in Transformers' order: temperature, then the k most probable, then of those the fewest whose
-    probabilities reach top_p.
+    The cuts come in Transformers' order: the tokens that are never chosen, temperature, then the k most probable, then
+    of those the fewest whose probabilities reach top_p.
     """
     scaled_PGV = logits_PGV / (sampling.temperature or 1.0)
+    allowed_PGV = scaled_PGV.at[..., list(sampling.never)].set(-jnp.inf) if sampling.never else scaled_PGV
     if sampling.temperature == 0:
-        chosen_PG = jnp.argmax(logits_PGV, -1)
+        chosen_PG = jnp.argmax(allowed_PGV, -1)
     else:
-        kept_PGV = _nucleus(_most_probable(scaled_PGV, sampling.top_k), sampling.top_p)
+        kept_PGV = _nucleus(_most_probable(allowed_PGV, sampling.top_k), sampling.top_p)
         chosen_PG = jax.vmap(jax.vmap(jax.random.categorical))(keys_PG, kept_PGV)
     picked_PG = jnp.take_along_axis(scaled_PGV, chosen_PG[..., None], -1)[..., 0]
     return chosen_PG.astype(jnp.int32), picked_PG - jax.nn.logsumexp(scaled_PGV, -1)

@@ -17,7 +17,7 @@ from flax import nnx
 from vqathinker_jax.data import prompt
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.video import read_clip
-from vqathinker_jax.generate import Sampling, generate
+from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import parse_score
 from vqathinker_jax.records import Answer, Clip, InputError, VideoError
@@ -136,10 +136,11 @@ class Judge:
                 f"{ids_PS.shape[1]} prompt tokens and {self.sampling.max_new_tokens} new ones exceed the model's "
                 f"{self.positions} positions; take fewer or smaller frames, or fewer new tokens"
             )
+        frames_PFYXC = np.stack([resize(clip.frames_FYXC, self.view.image_size) for clip in clips])
         made = generate(
             self.graph,
             self.state,
-            np.stack([resize(clip.frames_FYXC, self.view.image_size) for clip in clips]),
+            encode(self.graph, self.state, frames_PFYXC),
             ids_PS,
             mask_PS,
             context_id=self.tokens.context,

@@ -19,7 +19,7 @@ from tests.reference_weights import tensor
 from vqathinker_jax.data import prompt
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.video import read_clip
-from vqathinker_jax.generate import Completions, Sampling, generate
+from vqathinker_jax.generate import Completions, Sampling, encode, generate
 from vqathinker_jax.model.vlm import VLM
 
 TOLERANCE = 2e-4
@@ -105,7 +105,7 @@ def write(case: Case, names: list[str], tokens: int) -> Completions:
     return generate(
         case.graph,
         case.state,
-        np.stack([case.frames[name] for name in names]),
+        encode(case.graph, case.state, np.stack([case.frames[name] for name in names])),
         ids_PS,
         mask_PS,
         context_id=special.context,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from convert.load import load
-from vqathinker_jax.generate import Sampling, generate
+from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.vlm import VLM
 
 TOLERANCE = 2e-4
@@ -198,9 +198,10 @@ def test_greedy_tokens_are_transformers(torch_model, ours: VLM, pixels: np.ndarr
             eos_token_id=STOP,
             pad_token_id=PAD,
         )[0, ids.shape[1] :].numpy()
+    split = nnx.split(ours)
     made = generate(
-        *nnx.split(ours),
-        pixels[None],
+        *split,
+        encode(*split, pixels[None]),
         ids,
         np.ones(ids.shape, bool),
         context_id=IMAGE_TOKEN,

@@ -11,7 +11,7 @@ from flax import nnx
 from tests.models import CONTEXT, PAD, PLAIN, STOP, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax import generate as generation
 from vqathinker_jax.data.prompt import pad_left
-from vqathinker_jax.generate import Sampling, choose, generate
+from vqathinker_jax.generate import Sampling, choose, encode, generate
 from vqathinker_jax.records import InputError
 
 # float32 on a CPU: sums in another order differ by a few ulps, which three layers amplify to about 1e-5.
@@ -35,7 +35,7 @@ def run(split, tails, sampling=GREEDY, frames=None, **options):
     ids_PS, mask_PS = pad_left([tiny_prompt(tail) for tail in tails], PAD, bucket=options.pop("bucket", 32))
     frames = tiny_frames(len(tails)) if frames is None else frames
     ends = {"context_id": CONTEXT, "stop_id": STOP, "pad_id": PAD}
-    return generate(*split, frames, ids_PS, mask_PS, sampling=sampling, **ends, **options)
+    return generate(*split, encode(*split, frames), ids_PS, mask_PS, sampling=sampling, **ends, **options)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
@@ -117,7 +117,14 @@ def test_a_completion_ends_at_the_stop_token_and_is_padded():
     stop = int(first.ids_PGC[0, 0, 3])
     ids_PS, mask_PS = pad_left([tiny_prompt(tail) for tail in TAILS], PAD, bucket=32)
     made = generate(
-        *split, tiny_frames(3), ids_PS, mask_PS, context_id=CONTEXT, stop_id=stop, pad_id=PAD, sampling=GREEDY
+        *split,
+        encode(*split, tiny_frames(3)),
+        ids_PS,
+        mask_PS,
+        context_id=CONTEXT,
+        stop_id=stop,
+        pad_id=PAD,
+        sampling=GREEDY,
     )
     length = int(np.argmax(first.ids_PGC[0, 0] == stop)) + 1
     assert made.lengths_PG[0, 0] == length

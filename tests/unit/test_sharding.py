@@ -58,12 +58,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from tests.models import CONTEXT, PAD, STOP, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax.data.prompt import pad_left
-from vqathinker_jax.generate import Sampling, generate
+from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.sharding import shardings
 
 graph, state = nnx.split(tiny_model())
 ids, mask = pad_left([tiny_prompt([8, 9]), tiny_prompt([10])], PAD, bucket=32)
-run = lambda state: generate(graph, state, tiny_frames(2), ids, mask, context_id=CONTEXT, stop_id=STOP, pad_id=PAD,
+run = lambda state: generate(graph, state, encode(graph, state, tiny_frames(2)), ids, mask, context_id=CONTEXT, stop_id=STOP, pad_id=PAD,
                              sampling=Sampling(max_new_tokens=8))
 alone = run(state)
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("fsdp", "tensor"))

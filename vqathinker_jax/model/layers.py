@@ -73,6 +73,18 @@ class RMSNorm(nnx.Module):
         return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+class Bridge(nnx.Module):
+    """A tower's features [..., Z] to the width of the language model [..., D]: a norm and an MLP of two layers."""
+
+    def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
+        self.norm = LayerNorm(features, 1e-5, rngs=rngs)
+        self.up = Linear((features,), (width,), ("vision", "mlp"), bias=True, rngs=rngs)
+        self.down = Linear((width,), (width,), ("mlp", "embed"), bias=True, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return self.down(gelu(self.up(self.norm(features))))
+
+
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU of the vision tower and the projectors; the tanh approximation is visibly off in float32.
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from vqathinker_jax.model.attention import attend
 from vqathinker_jax.model.config import VisionConfig
-from vqathinker_jax.model.layers import LayerNorm, Linear, RMSNorm, each, fold, gelu, param, stack
+from vqathinker_jax.model.layers import Bridge, LayerNorm, Linear, RMSNorm, each, fold, gelu, param, stack
 
 _normal = jax.nn.initializers.normal(0.02)
 _small = jax.nn.initializers.constant(0.1)
@@ -109,18 +109,15 @@ def _bicubic(old: int, new: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-class Projector(nnx.Module):
+class Projector(Bridge):
     """Pixel shuffle and MLP: [F, gy * gx, E] patch features to [F, L, D] visual tokens, 4 neighbours to a token."""
 
     def __init__(self, config: VisionConfig, shuffle: int, width: int, *, rngs: nnx.Rngs):
+        super().__init__(config.width * shuffle**2, width, rngs=rngs)
         self.shuffle = shuffle
-        merged = config.width * shuffle**2
-        self.norm = LayerNorm(merged, 1e-5, rngs=rngs)
-        self.up = Linear((merged,), (width,), ("vision", "mlp"), bias=True, rngs=rngs)
-        self.down = Linear((width,), (width,), ("mlp", "embed"), bias=True, rngs=rngs)
 
     def __call__(self, features_FLE: jax.Array, gy: int, gx: int) -> jax.Array:
         F, _, E = features_FLE.shape
         s = self.shuffle
         tokens = features_FLE.reshape(F, gy // s, s, gx // s, s, E).transpose(0, 1, 3, 2, 4, 5)
-        return self.down(gelu(self.up(self.norm(tokens.reshape(F, (gy // s) * (gx // s), s * s * E)))))
+        return super().__call__(tokens.reshape(F, (gy // s) * (gx // s), s * s * E))

@@ -1,7 +1,8 @@
 """VQAThinker: frames and a tokenised prompt in, hidden states and logits out.
 
-A video becomes visual tokens once (`encode`), whatever the number of completions. They fill the prompt's context slots
-in order: the vision tokens frame by frame, and last the one motion token.
+A video becomes visual tokens once (`encode`), whatever the number of completions, and so does its copy with frames out
+of order (`encode_perturbed`). They fill the prompt's context slots in order: the vision tokens frame by frame, and last
+the one motion token.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from flax import nnx
 
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.language import LanguageModel
-from vqathinker_jax.model.layers import LayerNorm, Linear, gelu
+from vqathinker_jax.model.layers import Bridge
 from vqathinker_jax.model.motion import SlowFast
 from vqathinker_jax.model.vision import Projector, VisionTower
 
@@ -29,30 +30,57 @@ class VLM(nnx.Module):
         self.vision = VisionTower(config.vision, rngs=rngs)
         self.projector = Projector(config.vision, config.shuffle, D, rngs=rngs)
         self.motion = SlowFast(config.motion, rngs=rngs) if config.motion else None
-        self.motion_projector = MotionProjector(config.motion.features, D, rngs=rngs) if config.motion else None
+        self.motion_projector = Bridge(config.motion.features, D, rngs=rngs) if config.motion else None
         self.language = LanguageModel(config.language, rngs=rngs)
+        self.arithmetic: jnp.dtype | None = None
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of activations: `arithmetic` where it is set, as for float32 weights trained in bfloat16, else the weights'."""
+        return self.arithmetic or self.vision.class_token[...].dtype
 
     def encode(self, frames_PFYXC: jax.Array, out: dict[str, Any] | None = None) -> jax.Array:
         """uint8 RGB frames (or frames already normalised, as floats) to visual tokens [P, F * L (+ 1 motion), D].
 
         The motion encoder sees the very frames of the vision tower, ImageNet-normalised (a quirk of the reference).
         """
+        frames_PFYXC = normalise(frames_PFYXC).astype(self.dtype)
+        tokens_PLD = self._vision_tokens(frames_PFYXC, out)
+        return self._with_motion(tokens_PLD, frames_PFYXC, out)
+
+    def encode_perturbed(
+        self, frames_PFYXC: jax.Array, visual_PLD: jax.Array, order_PF: jax.Array, blank_PF: jax.Array
+    ) -> jax.Array:
+        """Visual tokens of the same videos with frame `order_PF` (int) in each place, zeros where `blank_PF` (bool).
+
+        `visual_PLD` is what `encode` made of the frames. The vision tower sees each frame by itself, so its tokens only
+        change places; but for one blank frame it runs over nothing again, and only the motion encoder does.
+        """
         P, F, Y, X, C = frames_PFYXC.shape
-        dtype = self.vision.class_token[...].dtype
-        frames_PFYXC = normalise(frames_PFYXC).astype(dtype)
+        frames_PFYXC = normalise(frames_PFYXC).astype(self.dtype)
+        blank_LD = self._vision_tokens(jnp.zeros((1, 1, Y, X, C), self.dtype), None)[0]
+        tokens_PFLD = visual_PLD[:, : F * len(blank_LD)].reshape(P, F, *blank_LD.shape)
+        tokens_PFLD = _reordered(tokens_PFLD, order_PF, blank_PF, blank_LD)
+        frames_PFYXC = _reordered(frames_PFYXC, order_PF, blank_PF, jnp.zeros((), self.dtype))
+        return self._with_motion(tokens_PFLD.reshape(P, -1, visual_PLD.shape[-1]), frames_PFYXC, None)
+
+    def _vision_tokens(self, frames_PFYXC: jax.Array, out: dict[str, Any] | None) -> jax.Array:
+        P, F, Y, X, C = frames_PFYXC.shape
         features_FLE = self.vision(frames_PFYXC.reshape(P * F, Y, X, C), out)
         patch = self.config.vision.patch
         tokens_FLD = self.projector(features_FLE, Y // patch, X // patch)
-        visual_PLD = tokens_FLD.reshape(P, -1, tokens_FLD.shape[-1])
         if out is not None:
             out["projector"] = tokens_FLD
+        return tokens_FLD.reshape(P, -1, tokens_FLD.shape[-1])
+
+    def _with_motion(self, tokens_PLD: jax.Array, frames_PFYXC: jax.Array, out: dict[str, Any] | None) -> jax.Array:
         if self.motion is None or self.motion_projector is None:
-            return visual_PLD
+            return tokens_PLD
         motion_PZ = self.motion(frames_PFYXC, out)
         token_PD = self.motion_projector(motion_PZ)
         if out is not None:
             out |= {"motion.features": motion_PZ, "motion.token": token_PD}
-        return jnp.concatenate([visual_PLD, token_PD[:, None]], axis=1)
+        return jnp.concatenate([tokens_PLD, token_PD[:, None]], axis=1)
 
     def embed(self, ids_PS: jax.Array, visual_PLD: jax.Array, context_id: int) -> jax.Array:
         """Prompt ids to [P, S, D] embeddings with the context slots filled, in order, by the visual tokens.
@@ -65,16 +93,11 @@ class VLM(nnx.Module):
         return jnp.where(slots_PS[..., None], filled_PSD, self.language.embed(ids_PS, visual_PLD.dtype))
 
 
-class MotionProjector(nnx.Module):
-    """[P, Z] pooled motion features to one token [P, D]."""
-
-    def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
-        self.norm = LayerNorm(features, 1e-5, rngs=rngs)
-        self.up = Linear((features,), (width,), ("vision", "mlp"), bias=True, rngs=rngs)
-        self.down = Linear((width,), (width,), ("mlp", "embed"), bias=True, rngs=rngs)
-
-    def __call__(self, features_PZ: jax.Array) -> jax.Array:
-        return self.down(gelu(self.up(self.norm(features_PZ))))
+def _reordered(x_PF: jax.Array, order_PF: jax.Array, blank_PF: jax.Array, blank: jax.Array) -> jax.Array:
+    """Whatever stands in each place of the frame axis, put in another order, and `blank` where it is left out."""
+    inner = (1,) * (x_PF.ndim - 2)
+    moved_PF = jnp.take_along_axis(x_PF, order_PF.reshape(*order_PF.shape, *inner), axis=1)
+    return jnp.where(blank_PF.reshape(*blank_PF.shape, *inner), blank, moved_PF)
 
 
 def normalise(frames: jax.Array) -> jax.Array:

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from tests.models import CONTEXT, FRAMES, IMAGE_SIZE, MOVING, tiny_frames, tiny_model, tiny_prompt
+from vqathinker_jax import generate
 from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.data.prompt import pad_left
-from vqathinker_jax.generate import Sampling, begin, decode, prefill
+from vqathinker_jax.generate import Sampling
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM, normalise
 
@@ -54,6 +55,24 @@ def test_the_motion_token_follows_the_frames_and_depends_on_their_order(encode):
     assert np.abs(forth[0, -1] - back[0, -1]).max() > 1e-3
 
 
+def test_a_copy_out_of_order_is_encoded_as_if_its_frames_had_been_given_so(model: VLM, encode):
+    graph, state = nnx.split(model)
+    frames_PFYXC = tiny_frames(2)
+    order_PF = np.array([[1, 1, 3, 0], [0, 1, 2, 3]], np.int32)
+    blank_PF = np.array([[False, False, False, False], [False, True, False, True]])
+    frames = np.asarray(normalise(jnp.asarray(frames_PFYXC)))
+    by_hand_PFYXC = np.stack([video[order] for video, order in zip(frames, order_PF, strict=True)])
+    by_hand_PFYXC[blank_PF] = 0
+
+    @jax.jit
+    def perturbed(state: nnx.State, frames_PFYXC: jax.Array, visual_PLD: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state).encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)
+
+    found = perturbed(state, frames_PFYXC, encode(frames_PFYXC)[0])
+    # float32: a frame's place in the batch may change the last bits.
+    np.testing.assert_allclose(found, encode(by_hand_PFYXC)[0], atol=1e-5)
+
+
 def test_a_video_is_encoded_the_same_whatever_stands_beside_it(encode):
     frames = tiny_frames(2)
     # float32: another batch size may sum in another order.
@@ -89,10 +108,12 @@ def test_the_8b_scoring_step_lowers_without_weights_in_under_a_minute():
     ending = {"sampling": Sampling(), "stop_id": 151645, "pad_id": 151643}
 
     started = time.perf_counter()
-    lowered = prefill.lower(graph, state, frames, ids, mask, context_id=151667)
+    visual = generate.encode.lower(graph, state, frames).out_info
+    assert visual.shape == (1, slots, config.language.width)
+    lowered = generate.prefill.lower(graph, state, visual, ids, mask, context_id=151667)
     logits, cache = lowered.out_info
     assert (logits.shape, logits.dtype) == ((1, config.language.vocabulary), jnp.float32)
-    decoding = begin.lower(graph, state, logits, keys, completions=1, **ending).out_info
+    decoding = generate.begin.lower(graph, state, logits, keys, **ending).out_info
     until = jax.ShapeDtypeStruct((), jnp.int32)
-    decode.lower(graph, state, cache, decoding, keys, until, **ending)
+    generate.decode.lower(graph, state, cache, decoding, keys, until, **ending)
     assert time.perf_counter() - started < 60

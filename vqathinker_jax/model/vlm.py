@@ -36,7 +36,7 @@ class VLM(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of activations: `arithmetic` where it is set, as for float32 weights trained in bfloat16, else the weights'."""
+        """Of activations: `arithmetic` where it is set (float32 weights trained in bfloat16), else the weights'."""
         return self.arithmetic or self.vision.class_token[...].dtype
 
     def encode(self, frames_PFYXC: jax.Array, out: dict[str, Any] | None = None) -> jax.Array:

@@ -109,6 +109,12 @@ def test_any_number_of_frames_has_a_schedule(frames: int):
     assert frames * repeats >= 32
 
 
+def test_the_slow_pathway_sees_torchs_frames():
+    for frames in range(1, 2001):
+        slow, _ = schedule(frames)
+        assert slow.tolist() == torch.linspace(0, frames - 1, len(slow)).long().tolist(), f"{frames} frames"
+
+
 def test_weights_of_the_pooled_mean_sum_to_one_and_small_maps_are_refused():
     np.testing.assert_allclose(coverage(18, 7, "rows").sum(), 1, rtol=1e-6)
     with pytest.raises(InputError, match="6 rows, fewer than the pooling's 7"):

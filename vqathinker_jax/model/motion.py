@@ -189,7 +189,19 @@ def schedule(frames: int) -> tuple[np.ndarray, int]:
     """
     slow = -(-frames // SLOW_STRIDE)
     repeats = max(-(-12 // slow), -(-32 // frames))
-    return np.floor(np.linspace(0, frames - 1, slow)).astype(int), repeats
+    return spread(frames - 1, slow), repeats
+
+
+def spread(last: int, count: int) -> np.ndarray:
+    """`count` whole numbers evenly spread from 0 to `last`, rounded down as torch's `linspace(0, last, count).long()`.
+
+    Torch's float32 steps, taken from the nearer end, decide where rounding falls: exact arithmetic differs from 115
+    frames on.
+    """
+    places, end = np.arange(count), np.float32(last)
+    step = end / np.float32(max(count - 1, 1))
+    backwards = end - step * (count - 1 - places).astype(np.float32)
+    return np.where(places < max(count // 2, 1), step * places.astype(np.float32), backwards).astype(int)
 
 
 def pool_mean(x_PFYXC: jax.Array, repeats: int, kernel: tuple[int, int, int]) -> jax.Array:

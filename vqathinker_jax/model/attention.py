@@ -88,13 +88,13 @@ def attend_two(
     key_BKSH, value_BKSH, mask_BS = shared
     key_BKTCH, value_BKTCH, mask_BTC = own
     K = key_BKSH.shape[1]
-    query_BKTRH = (query_BTNH * (1 / math.sqrt(H))).reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
+    query_BKTRH = query_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
     f32 = {"preferred_element_type": jnp.float32}
     # Keys stand first, so that XLA on a CPU transposes the few queries and not, at every step, the whole cache.
     prompt_BKTRS = jnp.moveaxis(jnp.einsum("bksh,bktrh->bkstr", key_BKSH, query_BKTRH, **f32), 2, -1)
     mine_BKTRC = jnp.moveaxis(jnp.einsum("bktch,bktrh->bktcr", key_BKTCH, query_BKTRH, **f32), 3, -1)
-    prompt_BKTRS = jnp.where(mask_BS[:, None, None, None, :], prompt_BKTRS, MASKED)
-    mine_BKTRC = jnp.where(mask_BTC[:, None, :, None, :], mine_BKTRC, MASKED)
+    prompt_BKTRS = jnp.where(mask_BS[:, None, None, None, :], prompt_BKTRS * (1 / math.sqrt(H)), MASKED)
+    mine_BKTRC = jnp.where(mask_BTC[:, None, :, None, :], mine_BKTRC * (1 / math.sqrt(H)), MASKED)
     peak_BKTR1 = jnp.maximum(prompt_BKTRS.max(-1, keepdims=True), mine_BKTRC.max(-1, keepdims=True))
     prompt_BKTRS, mine_BKTRC = jnp.exp(prompt_BKTRS - peak_BKTR1), jnp.exp(mine_BKTRC - peak_BKTR1)
     total_BKTR1 = prompt_BKTRS.sum(-1, keepdims=True) + mine_BKTRC.sum(-1, keepdims=True)

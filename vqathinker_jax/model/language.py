@@ -116,27 +116,33 @@ class LanguageModel(nnx.Module):
             return tuple((jnp.zeros((P, K, G, C, H), dtype), jnp.zeros((P, K, G, C, H), dtype)) for _ in range(R))
         return jnp.zeros((R, P, K, G, C, H), dtype), jnp.zeros((R, P, K, G, C, H), dtype)
 
-    def decode(self, hidden_PGD: jax.Array, prompt: PromptCache, own: Any, step: jax.Array) -> tuple[jax.Array, Any]:
+    def decode(
+        self, hidden_PGD: jax.Array, prompt: PromptCache, own: Any, step: jax.Array, slot: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
         """One token of each of P x G completions: embedded token number `step` (from 0) to its normed hidden state.
 
         The G completions of a prompt stand where a sequence's tokens stand elsewhere: G queries over one set of prompt
-        keys, each also over its own cache `own`, which comes back with this token written at `step`.
+        keys, each also over its own cache `own`, which comes back with this token written at `step`. Where prompts
+        began at different times, `step` is int32 [P], and all write at the one `slot`, which moves on by one a token
+        and round the end: no prompt's tokens need places of their own, as a mask tells how far back its first stands.
         """
         P, G, _ = hidden_PGD.shape
-        rotation = rotary(jnp.broadcast_to(prompt.lengths_P[:, None] + step, (P, G)), self.config)
+        slot, step_P1 = step if slot is None else slot, jnp.reshape(step, (-1, 1))
+        rotation = rotary(jnp.broadcast_to(prompt.lengths_P[:, None] + step_P1, (P, G)), self.config)
         S, window = prompt.mask_PS.shape[1], self.config.window
-        prompt_mask_PS = prompt.mask_PS & (S + step - jnp.arange(S) < window) if window else prompt.mask_PS
+        prompt_mask_PS = prompt.mask_PS & (S + step_P1 - jnp.arange(S) < window) if window else prompt.mask_PS
 
         def layer_step(layer: DecoderLayer, hidden_PGD: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
             (prompt_key, prompt_value), (own_key, own_value) = caches
 
             def look(query_PGNH: jax.Array, key_PGKH: jax.Array, value_PGKH: jax.Array) -> tuple[jax.Array, Any]:
-                at = (0, 0, 0, step, 0)
+                at = (0, 0, 0, slot, 0)
                 key_PKGCH = jax.lax.dynamic_update_slice(own_key, key_PGKH.swapaxes(1, 2)[:, :, :, None], at)
                 value_PKGCH = jax.lax.dynamic_update_slice(own_value, value_PGKH.swapaxes(1, 2)[:, :, :, None], at)
                 C = key_PKGCH.shape[3]
-                back_C = step - jnp.arange(C)
-                own_mask_PGC = jnp.broadcast_to((back_C >= 0) & (back_C < (window or C)), (P, G, C))
+                back_C = (slot - jnp.arange(C)) % C
+                own_mask_PC = (back_C <= step_P1) & (back_C < (window or C))
+                own_mask_PGC = jnp.broadcast_to(own_mask_PC[:, None], (P, G, C))
                 shared = (prompt_key, prompt_value, prompt_mask_PS)
                 seen_PGNH = attend_two(query_PGNH, shared, (key_PKGCH, value_PKGCH, own_mask_PGC))
                 return seen_PGNH, (key_PKGCH, value_PKGCH)

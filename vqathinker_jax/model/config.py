@@ -5,10 +5,12 @@ native one (`model_type: internvl`). Enters: the parsed JSON. Leaves: frozen dat
 lists everything this family of models does not support.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vqathinker_jax.model.section import FEW, Section
 from vqathinker_jax.records import CheckpointError, InputError
 
 
@@ -55,6 +57,11 @@ class MotionConfig:
         slow = self.stem * self.expansion * 2 ** (len(self.depths) - 1)
         return slow + slow // self.beta
 
+    @property
+    def smallest_side(self) -> int:
+        """Pixels a side from which the last feature map, halved by the stem twice, fills a window of the pooling."""
+        return (max(*self.slow_pool[1:], *self.fast_pool[1:]) - 1) * 2 ** (1 + len(self.depths)) + 1
+
 
 @dataclass(frozen=True)
 class LanguageConfig:
@@ -89,12 +96,16 @@ class ModelConfig:
     def tokens_per_frame(self, image_size: int) -> int:
         """Visual tokens of one square frame of `image_size` pixels.
 
-        Raises: InputError where the size is not a multiple of the patch times the pixel shuffle.
+        Raises: InputError where the size is not a multiple of the patch times the pixel shuffle, or too small for the
+        motion branch.
         """
-        side, rest = divmod(image_size, self.vision.patch * self.shuffle)
-        if rest or not side:
-            step = self.vision.patch * self.shuffle
-            raise InputError(f"image size {image_size}: not a multiple of {step}; try {max(side, 1) * step}")
+        step = self.vision.patch * self.shuffle
+        smallest = -(-(self.motion.smallest_side if self.motion else 1) // step)
+        side, rest = divmod(image_size, step)
+        if rest or side < 1:
+            raise InputError(f"image size {image_size}: not a multiple of {step}; try {max(side, smallest) * step}")
+        if side < smallest:
+            raise InputError(f"image size {image_size}: too small for the motion branch; try {smallest * step}")
         return side * side
 
 
@@ -107,65 +118,29 @@ def parse_config(raw: Mapping[str, Any], *, motion: bool, file: str = "config.js
     Raises: CheckpointError naming every unsupported or missing setting.
     """
     faults: list[str] = []
-    outer = _Section("", raw, faults)
+    outer = Section("", raw, faults)
     kind = raw.get("model_type")
     if kind == "internvl_chat":
         section = outer.inner("llm_config")
         # The reference's Transformers masks by this setting, 4096 where absent, whatever use_sliding_window says
         # (huggingface/transformers issue 38002). The released configs say null; a prompt of 12 frames is longer.
-        window = section.values.get("sliding_window", 4096)
+        set_to = section.values.get("sliding_window", 4096)
+        window = None if set_to is None else section.whole("sliding_window", 4096)
         vision, language = _chat_vision(outer), replace(_language(section), window=window)
     elif kind == "internvl":
         # Transformers looks at the outermost setting alone, and takes its absence for a yes.
-        tied = bool(raw.get("tie_word_embeddings", True))
+        tied = outer.flag("tie_word_embeddings", True)
         vision, language = _native_vision(outer), replace(_language(outer.inner("text_config")), tied=tied)
     else:
-        raise CheckpointError(f"{file}: model_type is {kind!r}; expected 'internvl_chat' or 'internvl'")
-    shuffle = {0.5: 2, 1.0: 1}.get(outer.one_of("downsample_ratio", 0.5, [0.5, 1.0]), 0)
+        raise CheckpointError(f"{file}: model_type is {reprlib.repr(kind)}; expected 'internvl_chat' or 'internvl'")
+    shuffle = 1 if outer.one_of("downsample_ratio", 0.5, [0.5, 1.0]) == 1.0 else 2
     narrowed = _motion(outer) if motion else None
     if faults:
         raise CheckpointError("\n".join(f"{file}: {fault}" for fault in faults))
     return ModelConfig(vision, language, narrowed, shuffle)
 
 
-@dataclass(frozen=True)
-class _Section:
-    """An object of the config; what is wrong in it goes to `faults`, and reading goes on."""
-
-    name: str
-    values: Mapping[str, Any]
-    faults: list[str]
-
-    def inner(self, key: str) -> "_Section":
-        """The object under `key`; where there is none, that is the one fault, and nothing is said of its inside."""
-        found = self.values.get(key)
-        if isinstance(found, Mapping) and found:
-            return _Section(f"{self.name}{key}.", found, self.faults)
-        self.faults.append(f"{self.name}{key} is missing")
-        return _Section(f"{self.name}{key}.", {}, [])
-
-    def one_of(self, key: str, default: Any, supported: list[Any]) -> Any:
-        """The setting, which is a fault unless this model supports it."""
-        found = self.values.get(key, default)
-        if found not in supported:
-            self.faults.append(f"{self.name}{key} is {found!r}; supported: {', '.join(map(repr, supported))}")
-        return found
-
-    def number(self, key: str, default: float | None = None, *, parts: str | None = None) -> Any:
-        """The positive number under `key`, 0 where it is none; `parts` is the setting that must divide it."""
-        found = self.values.get(key, default)
-        found = found[0] if isinstance(found, list) and found else found  # native configs write square sizes as pairs
-        if not isinstance(found, int | float) or found <= 0:
-            what = "missing" if found is None else f"{found!r}; expected a positive number"
-            self.faults.append(f"{self.name}{key} is {what}")
-            return 0
-        count = self.values.get(parts) if parts else None
-        if isinstance(count, int) and count > 0 and found % count:
-            self.faults.append(f"{self.name}{parts} is {count}, which does not divide {key}, {found}")
-        return found
-
-
-def _chat_vision(outer: _Section) -> VisionConfig:
+def _chat_vision(outer: Section) -> VisionConfig:
     outer.one_of("ps_version", "v1", ["v2"])
     outer.one_of("select_layer", -1, [-1])
     section = outer.inner("vision_config")
@@ -174,12 +149,12 @@ def _chat_vision(outer: _Section) -> VisionConfig:
         {"hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25, "intermediate_size": 12800},
         image_size=224,
         norm="rms_norm",
-        qkv_bias=bool(section.values.get("qkv_bias", False)),
-        qk_norm=bool(section.values.get("qk_normalization", True)),
+        qkv_bias=section.flag("qkv_bias", False),
+        qk_norm=section.flag("qk_normalization", True),
     )
 
 
-def _native_vision(outer: _Section) -> VisionConfig:
+def _native_vision(outer: Section) -> VisionConfig:
     outer.one_of("vision_feature_layer", -1, [-1])
     outer.one_of("vision_feature_select_strategy", "default", ["default"])
     outer.one_of("projector_hidden_act", "gelu", ["gelu"])
@@ -192,69 +167,102 @@ def _native_vision(outer: _Section) -> VisionConfig:
         {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
         image_size=448,
         norm="layer_norm",
-        qkv_bias=bool(section.values.get("attention_bias", False)),
-        qk_norm=bool(section.values.get("use_qk_norm", False)),
+        qkv_bias=section.flag("attention_bias", False),
+        qk_norm=section.flag("use_qk_norm", False),
     )
 
 
 def _vision(
-    section: _Section, defaults: Mapping[str, int], *, image_size: int, norm: str, qkv_bias: bool, qk_norm: bool
+    section: Section, defaults: Mapping[str, int], *, image_size: int, norm: str, qkv_bias: bool, qk_norm: bool
 ) -> VisionConfig:
     """The tower of either format; `defaults`, `image_size` and `norm` are those of the class that wrote the config,
     which omits what equals them."""
     section = replace(section, values={**defaults, **section.values})
     section.one_of("hidden_act", "gelu", ["gelu"])
     section.one_of("num_channels", 3, [3])
-    patch = section.number("patch_size", 14)
-    return VisionConfig(
-        width=section.number("hidden_size", parts="num_attention_heads"),
-        layers=section.number("num_hidden_layers"),
-        heads=section.number("num_attention_heads"),
-        mlp=section.number("intermediate_size"),
-        patch=patch,
-        grid=section.number("image_size", image_size) // (patch or 1),
-        epsilon=section.number("layer_norm_eps", 1e-6),
+    config = VisionConfig(
+        width=section.whole("hidden_size"),
+        layers=section.whole("num_hidden_layers", most=FEW),
+        heads=section.whole("num_attention_heads"),
+        mlp=section.whole("intermediate_size"),
+        patch=section.side("patch_size", 14),
+        grid=0,
+        epsilon=section.real("layer_norm_eps", 1e-6),
         rms_norm=section.one_of("norm_type", norm, ["layer_norm", "rms_norm"]) == "rms_norm",
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
     )
+    section.divides("num_attention_heads", config.heads, config.width, "hidden_size")
+    size = section.side("image_size", image_size)
+    if 0 < size < config.patch:
+        section.refuse("image_size", f"at least patch_size, {config.patch}")
+    return replace(config, grid=size // (config.patch or 1))
 
 
-def _language(section: _Section) -> LanguageConfig:
+def _language(section: Section) -> LanguageConfig:
     values = section.values
-    kind = values.get("model_type") or next(iter(values.get("architectures") or []), None)
+    kind, named = values.get("model_type"), values.get("architectures")
+    if kind is None and isinstance(named, list) and named:
+        kind = named[0]
     if kind not in ("qwen2", "Qwen2ForCausalLM"):
         cure = "the language model must be Qwen2.5, as in InternVL3 1B, 2B, 8B, 14B, 38B and 78B (the 9B has InternLM3)"
-        section.faults.append(f"{section.name}model_type is {kind!r}; {cure}")
+        section.faults.append(f"{section.name}model_type is {reprlib.repr(kind)}; {cure}")
         return LanguageConfig()
     section.one_of("hidden_act", "silu", ["silu"])
     section.one_of("use_sliding_window", False, [False, None])
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "dynamic"):
-        # Dynamic NTK, which the released configs name, changes nothing up to max_position_embeddings.
-        section.faults.append(f"{section.name}rope_scaling is {dict(rope)!r}; supported: 'default', 'dynamic'")
     config = LanguageConfig(
-        width=section.number("hidden_size", parts="num_attention_heads"),
-        layers=section.number("num_hidden_layers"),
-        heads=section.number("num_attention_heads", parts="num_key_value_heads"),
-        kv_heads=section.number("num_key_value_heads"),
-        mlp=section.number("intermediate_size"),
-        vocabulary=section.number("vocab_size"),
-        rope_theta=float(values.get("rope_theta", rope.get("rope_theta", 1e4))),
-        epsilon=section.number("rms_norm_eps", 1e-6),
-        max_positions=section.number("max_position_embeddings", 32768),
-        tied=bool(values.get("tie_word_embeddings", False)),
+        width=section.whole("hidden_size"),
+        layers=section.whole("num_hidden_layers", most=FEW),
+        heads=section.whole("num_attention_heads"),
+        kv_heads=section.whole("num_key_value_heads"),
+        mlp=section.whole("intermediate_size"),
+        vocabulary=section.whole("vocab_size"),
+        rope_theta=_rope_theta(section),
+        epsilon=section.real("rms_norm_eps", 1e-6),
+        max_positions=section.whole("max_position_embeddings", 32768),
+        tied=section.flag("tie_word_embeddings", False),
     )
-    if config.heads:
+    section.divides("num_key_value_heads", config.kv_heads, config.heads, "num_attention_heads")
+    if section.divides("num_attention_heads", config.heads, config.width, "hidden_size"):
         section.one_of("head_dim", config.head, [config.head, None])
+        if config.head % 2:
+            section.refuse("num_attention_heads", "one that leaves heads of an even size, for their rotation")
     return config
 
 
-def _motion(outer: _Section) -> MotionConfig:
-    narrowed = outer.values.get("motion_config", {})
-    unknown = sorted(set(narrowed) - set(MotionConfig.__dataclass_fields__))
-    if unknown:
-        outer.faults.append(f"motion_config has unknown keys {', '.join(unknown)}")
+def _rope_theta(section: Section) -> float:
+    """The base of the rotary angles, which newer configs keep among `rope_parameters`."""
+    key = "rope_scaling" if section.values.get("rope_parameters") in (None, {}) else "rope_parameters"
+    rope = {} if section.values.get(key) is None else section.values[key]
+    if not isinstance(rope, Mapping):
+        return section.refuse(key, "an object of settings, or null")
+    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "dynamic"):
+        # Dynamic NTK, which the released configs name, changes nothing up to max_position_embeddings.
+        section.faults.append(f"{section.name}{key} is {reprlib.repr(dict(rope))}; supported: 'default', 'dynamic'")
+    inner = replace(section, name=f"{section.name}{key}.", values=rope)
+    return (section if "rope_theta" in section.values else inner).real("rope_theta", 1e4)
+
+
+def _motion(outer: Section) -> MotionConfig:
+    if "motion_config" not in outer.values or outer.values["motion_config"] == {}:
         return MotionConfig()
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in narrowed.items()}
-    return MotionConfig(**values)
+    full, section = MotionConfig(), outer.inner("motion_config")
+    unknown = sorted(section.values.keys() - MotionConfig.__dataclass_fields__.keys())
+    if unknown:
+        outer.faults.append(f"motion_config has unknown keys {', '.join(map(reprlib.repr, unknown))}; take them out")
+        return full
+    config = MotionConfig(
+        stem=section.whole("stem", full.stem, FEW),
+        beta=section.whole("beta", full.beta, FEW),
+        fusion=section.whole("fusion", full.fusion, FEW),
+        expansion=section.whole("expansion", full.expansion, FEW),
+        depths=section.wholes("depths", full.depths),
+        epsilon=section.real("epsilon", full.epsilon),
+        slow_pool=section.wholes("slow_pool", full.slow_pool),
+        fast_pool=section.wholes("fast_pool", full.fast_pool),
+    )
+    section.divides("beta", config.beta, config.stem, "stem")
+    for key, span, steps in (("slow_pool", config.slow_pool[0], 12), ("fast_pool", config.fast_pool[0], 32)):
+        if span > steps:
+            section.refuse(key, f"at most {steps} in time, the steps that every video is repeated to (motion.schedule)")
+    return config

@@ -16,7 +16,7 @@ FLOORS = [
     ["sharding"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
     ["generate", "checkpoint", "step"],
-    ["judge", "rollout"],
+    ["judge", "rollout", "places"],
     ["train", "evaluate", "report", "doctor", "console"],
     ["convert", "configs"],
     ["run"],

@@ -1,0 +1,194 @@
+"""Prompts come one by one, answers leave as they end: P places on the device, a finished one taken by the next prompt.
+
+So one long answer holds nothing back. All shapes are fixed: one compiled program encodes and prefills a single video,
+one puts it into a place, one decodes all places together. Places began at different times but write their keys and
+values at one common slot, which moves round a ring as long as the longest answer (`LanguageModel.decode`).
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vqathinker_jax.generate import Sampling, choose, encode, prefill
+from vqathinker_jax.model.language import PromptCache
+from vqathinker_jax.model.vlm import VLM
+
+
+class Prompt(NamedTuple):
+    """One video and what is asked of it.
+
+    tag: comes back with the answer. frames_FYXC: uint8 RGB. ids_S, mask_S: the prompt, padded on the left to a length
+    that is the same for all. key: seeds the draws, so that they depend on nothing else.
+    """
+
+    tag: Hashable
+    frames_FYXC: np.ndarray
+    ids_S: np.ndarray
+    mask_S: np.ndarray
+    key: jax.Array
+
+
+class Written(NamedTuple):
+    """An answer. ids_T: int32, up to and including the stop token. stopped: False where it was cut off."""
+
+    tag: Hashable
+    ids_T: np.ndarray
+    stopped: bool
+
+
+class Places(NamedTuple):
+    """The decode loop between two tokens. written_P: tokens chosen in each place, the last of them not yet fed.
+
+    running_P: False where a place is free or its answer has ended. slot: where all write the next key and value.
+    """
+
+    slot: jax.Array
+    written_P: jax.Array
+    running_P: jax.Array
+    ids_PC: jax.Array
+    keys_P: jax.Array
+    prompt: PromptCache
+    cache: Any
+
+
+def answers(
+    graph: nnx.GraphDef[VLM],
+    state: nnx.State,
+    prompts: Iterator[Prompt | None],
+    *,
+    places: int,
+    context_id: int,
+    stop_id: int,
+    sampling: Sampling,
+    slice_length: int = 32,
+) -> Iterator[Written]:
+    """The answer to each prompt, in the order in which they end; equal to what `generate` makes of each alone.
+
+    `prompts` may yield None where none is ready yet: decoding then goes on for `slice_length` tokens before it is asked
+    again.
+    """
+    ending = {"sampling": sampling, "stop_id": stop_id}
+    held: Places | None = None
+    tags: dict[int, Hashable] = {}
+    more = True
+    while more or tags:
+        while more and len(tags) < places:
+            prompt = next(prompts, _END)
+            more = prompt is not _END
+            if prompt is None or prompt is _END:
+                break
+            place = next(place for place in range(places) if place not in tags)
+            tags[place] = prompt.tag
+            visual_PLD = encode(graph, state, prompt.frames_FYXC[None])
+            logits_PV, cache = prefill(
+                graph, state, visual_PLD, prompt.ids_S[None], prompt.mask_S[None], context_id=context_id
+            )
+            held = held or empty(graph, state, cache, prompt.key, places, sampling.max_new_tokens)
+            held = occupy(held, jnp.int32(place), cache, logits_PV, prompt.key, **ending)
+        if held is None or not tags:
+            continue
+        held = advance(graph, state, held, jnp.int32(slice_length), jnp.bool_(more), **ending)
+        running_P, written_P = jax.device_get((held.running_P, held.written_P))
+        for place in [place for place in tags if not running_P[place]]:
+            ids_T = np.asarray(held.ids_PC[place])[: written_P[place]]
+            yield Written(tags.pop(place), ids_T, bool(ids_T[-1] == stop_id))
+
+
+_END: Any = object()
+
+
+def empty(
+    graph: nnx.GraphDef[VLM], state: nnx.State, one: PromptCache, key: jax.Array, places: int, length: int
+) -> Places:
+    """Free places for answers of `length` tokens to prompts whose caches are shaped like that of the prompt `one`."""
+    model = nnx.merge(graph, state)
+
+    def room(axis: int, x: jax.Array) -> jax.Array:
+        return jnp.zeros((*x.shape[:axis], places, *x.shape[axis + 1 :]), x.dtype)
+
+    return Places(
+        slot=jnp.int32(0),
+        written_P=jnp.ones(places, jnp.int32),
+        running_P=jnp.zeros(places, bool),
+        ids_PC=jnp.zeros((places, length), jnp.int32),
+        keys_P=jnp.broadcast_to(key, (places,)),
+        prompt=_by_place(room, one),
+        cache=model.language.empty_cache(places, 1, length, model.dtype),
+    )
+
+
+@partial(jax.jit, static_argnames=("sampling", "stop_id"), donate_argnames=("held",))
+def occupy(
+    held: Places,
+    place: jax.Array,
+    one: PromptCache,
+    logits_PV: jax.Array,
+    key: jax.Array,
+    *,
+    sampling: Sampling,
+    stop_id: int,
+) -> Places:
+    """Put a prefilled prompt (P = 1) into a place and choose its first token."""
+    chosen_PG, _ = choose(logits_PV[:, None], jax.random.fold_in(key, 0)[None, None], sampling)
+    first = chosen_PG[0, 0]
+
+    def put(axis: int, all_places: jax.Array, own: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(all_places, own, place, axis)
+
+    return held._replace(
+        written_P=held.written_P.at[place].set(1),
+        running_P=held.running_P.at[place].set((first != stop_id) & (sampling.max_new_tokens > 1)),
+        ids_PC=held.ids_PC.at[place, 0].set(first),
+        keys_P=held.keys_P.at[place].set(key),
+        prompt=_by_place(put, held.prompt, one),
+    )
+
+
+@partial(jax.jit, static_argnames=("graph", "sampling", "stop_id"), donate_argnames=("held",))
+def advance(
+    graph: nnx.GraphDef[VLM],
+    state: nnx.State,
+    held: Places,
+    tokens: jax.Array,
+    more: jax.Array,
+    *,
+    sampling: Sampling,
+    stop_id: int,
+) -> Places:
+    """Choose up to `tokens` tokens in each running place; where `more` prompts wait, stop as soon as an answer ends."""
+    model = nnx.merge(graph, state)
+    C = sampling.max_new_tokens
+
+    def unfinished(turn: tuple[jax.Array, Places]) -> jax.Array:
+        done, now = turn
+        freed = (held.running_P & ~now.running_P).any()
+        return (done < tokens) & now.running_P.any() & ~(more & freed)
+
+    def token(turn: tuple[jax.Array, Places]) -> tuple[jax.Array, Places]:
+        done, now = turn
+        newest_P1 = jnp.take_along_axis(now.ids_PC, now.written_P[:, None] - 1, axis=1)
+        hidden_PGD = model.language.embed(newest_P1, model.dtype)
+        hidden_PGD, cache = model.language.decode(hidden_PGD, now.prompt, now.cache, now.written_P - 1, now.slot)
+        keys_P = jax.vmap(jax.random.fold_in)(now.keys_P, now.written_P)
+        chosen_PG, _ = choose(model.language.logits(hidden_PGD), keys_P[:, None], sampling)
+        here_PC = now.running_P[:, None] & (jnp.arange(C) == now.written_P[:, None])
+        written_P = now.written_P + now.running_P
+        return done + 1, now._replace(
+            slot=(now.slot + 1) % C,
+            written_P=written_P,
+            running_P=now.running_P & (chosen_PG[:, 0] != stop_id) & (written_P < C),
+            ids_PC=jnp.where(here_PC, chosen_PG, now.ids_PC),
+            cache=cache,
+        )
+
+    return jax.lax.while_loop(unfinished, token, (jnp.int32(0), held))[1]
+
+
+def _by_place(change: Callable[..., jax.Array], *caches: PromptCache) -> PromptCache:
+    """What `change(axis of the places, *arrays)` makes of each array; before the places may stand stacked layers."""
+    return jax.tree.map(lambda *arrays: change(int(arrays[0].ndim == 5), *arrays), *caches)

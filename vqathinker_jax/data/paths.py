@@ -1,5 +1,6 @@
 """From what a user types to the files that are meant."""
 
+import os
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -29,32 +30,43 @@ VIDEOS = frozenset(
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """Files, folders and globs to files, each once, in the order given; a folder or glob comes sorted.
+    """Files, folders and globs to files, each once however it is spelled, in the order given; folders and globs sorted.
 
-    A folder is searched, also below, for names that end like a video or picture. A file that does not exist stays in
-    the list: reading it says so, and the others are still scored.
+    A folder is searched, also below, for names that end like a video or picture. A path with nothing behind it (a file
+    that does not exist, a folder or glob without videos) stays in the list: reading it says so, and the others are
+    still scored.
 
-    Raises: InputError for a glob that matches nothing or a folder without videos.
+    Raises: InputError where none of them stands for any file, or one is blank.
     """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        found |= dict.fromkeys(_files(pattern))
-    return list(found)
+    if not all(patterns):
+        raise InputError("an empty path was given; check the variable that it came from")
+    meant = {pattern: _files(pattern) for pattern in patterns}
+    if meant and not any(meant.values()):
+        raise InputError("\n".join(map(_why_none, meant)))
+    found: dict[str, Path] = {}
+    for pattern, files in meant.items():
+        for file in files or [Path(pattern)]:
+            found.setdefault(os.path.realpath(file), file)
+    return list(found.values())
 
 
 def _files(pattern: str) -> list[Path]:
-    if not pattern:
-        raise InputError("an empty path was given; check the variable that it came from")
     path = Path(pattern)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES | VIDEOS and p.is_file())
-        if not files:
-            raise InputError(f"{path}: no videos or pictures in this folder; name one that holds some")
-        return files
+        return _below(path)
     if path.exists() or not has_magic(pattern):
         return [path]
-    matches = sorted(glob(pattern, recursive=True))
-    files = [file for match in matches for file in ([Path(match)] if Path(match).is_file() else _files(match))]
-    if not files:
-        raise InputError(f"{pattern}: nothing matches; check the pattern and its quotes")
-    return files
+    matches = [Path(match) for match in sorted(glob(pattern, recursive=True))]
+    return [file for match in matches for file in (_below(match) if match.is_dir() else [match])]
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS and path.is_file())
+
+
+def _why_none(pattern: str) -> str:
+    if Path(pattern).is_dir():
+        return f"{pattern}: no videos or pictures in this folder; name one that holds some"
+    if glob(pattern, recursive=True):
+        return f"{pattern}: matches only folders without videos or pictures; name one that holds some"
+    return f"{pattern}: nothing matches; check the pattern and its quotes"

@@ -40,8 +40,47 @@ def test_a_missing_file_stays_for_the_reader_to_report(folder: Path):
     assert names(expand([f"{folder}/gone.mp4"])) == ["gone.mp4"]
 
 
-@pytest.mark.parametrize("pattern", ["empty", "*.avi"])
-def test_nothing_found_is_an_error_that_names_it(folder: Path, pattern: str):
+def test_a_file_comes_once_however_it_is_spelled(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    (folder / "linked").symlink_to(folder / "below")
+    spellings = ["b.mp4", "./b.mp4", f"{folder}/b.mp4", "below/../b.mp4", "*.mp4", "linked/c.jpg", "below"]
+    assert [str(path) for path in expand(spellings)] == ["b.mp4", "odd[1].mp4", "linked/c.jpg"]
+
+
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(folder: Path):
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    assert names(expand([f"{folder}/loop.mp4"])) == ["loop.mp4"]
+
+
+def test_an_empty_folder_among_a_globs_matches_is_passed_over(folder: Path):
+    (folder / "bare").mkdir()
+    assert names(expand([f"{folder}/b*"])) == ["b.mp4", "c.jpg"]
+
+
+@pytest.mark.parametrize("pattern", ["empty", "empty*", "*.avi"])
+def test_what_holds_no_videos_stays_in_its_place_while_others_do(folder: Path, pattern: str):
     (folder / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty|avi"):
+    assert names(expand([f"{folder}/a.MKV", f"{folder}/{pattern}", f"{folder}/b.mp4"])) == ["a.MKV", pattern, "b.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("empty", "empty: no videos or pictures in this folder"),
+        ("empty*", r"empty\*: matches only folders without videos"),
+        ("*.avi", r"\*.avi: nothing matches"),
+    ],
+)
+def test_nothing_found_at_all_is_an_error_that_names_it(folder: Path, pattern: str, found: str):
+    (folder / "empty").mkdir()
+    with pytest.raises(InputError, match=found) as error:
         expand([f"{folder}/{pattern}"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=found) as error:
+        expand([f"{folder}/{pattern}", f"{folder}/*.flv"])
+    assert str(error.value).count("\n") == 1
+
+
+def test_a_blank_path_is_refused(folder: Path):
+    with pytest.raises(InputError, match="an empty path was given"):
+        expand([f"{folder}/b.mp4", ""])

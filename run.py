@@ -4,6 +4,7 @@ Exit status: 0 all well, 1 some input failed while the rest was done, 2 wrong us
 """
 
 import os
+import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,11 @@ from vqathinker_jax import console
 from vqathinker_jax.records import InputError
 
 if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
     from vqathinker_jax.judge import Judge, Verdict
+    from vqathinker_jax.model.vlm import VLM
+    from vqathinker_jax.train import TrainConfig
 
 DEMO = Path(__file__).parent / "vqathinker_jax" / "assets"
 DEMO_NOTICE = (
@@ -82,16 +87,20 @@ def ask(
     video: tyro.conf.Positional[Path],
     question: tyro.conf.Positional[str],
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
+    as_json: Annotated[bool, tyro.conf.arg(name="json", help=JSON_HELP)] = False,
 ) -> int:
     """Ask a free question about a video's quality.
 
     python run.py ask clip.mp4 "Is the motion smooth?" --checkpoint VQAThinker-8B
     """
-    judge = _open(model)
+    judge = _open(model, question)
     with console.progress(video.name, model.max_new_tokens) as progress:
-        text = judge.ask(video, question, progress)
-    console.print_lines(text)
-    return 0
+        reply = judge.ask(video, question, progress)
+    if as_json:
+        console.print_row(reply.row())
+    else:
+        console.print_reply(reply)
+    return int(reply.status == "failed")
 
 
 def convert(
@@ -123,6 +132,63 @@ def convert(
     return 0
 
 
+def train(
+    recipe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECIPE.py")],
+) -> int:
+    """Teach a model by GRPO from score labels alone; the same command again goes on where it was stopped or killed.
+
+      python run.py train configs/tiny_cpu.py
+      python run.py train configs/grpo_lsvq_8b.py --run-dir runs/8b --data.batch-size 16 --loss.beta 0
+      python run.py train configs/tiny_cpu.py --help     (every setting of that recipe)
+
+    Args:
+        recipe: Python file that defines `config`, a TrainConfig; options after it override its values.
+    """
+    return _train(recipe, [])
+
+
+def _train(recipe: Path, overrides: list[str]) -> int:
+    """The recipe's own command line: its values are the defaults."""
+    from vqathinker_jax.train import NotFiniteError, TrainConfig
+    from vqathinker_jax.train import train as run
+
+    recorded = _recipe(recipe)
+
+    def command(
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = recorded,
+        run_dir: Path = Path("runs") / recipe.stem,
+    ) -> int:
+        from convert.load import open_model
+
+        def start(dtype: "DTypeLike") -> "VLM":
+            slowfast = Path(config.slowfast) if config.slowfast else None
+            return open_model(Path(config.checkpoint), dtype=dtype, slowfast=slowfast, progress=True)
+
+        _cache_compilations()
+        with console.training(str(run_dir)) as display:
+            trained = run(config, run_dir, start, display)
+        print(f"wrote {trained}" if trained else f"stopped; {run_dir} holds all that the same command needs to go on")
+        return 0
+
+    try:
+        return tyro.cli(command, prog=f"run.py train {recipe}", args=overrides, description=train.__doc__)
+    except NotFiniteError as error:
+        console.print_error(error)
+        return 1
+
+
+def _recipe(path: Path) -> "TrainConfig":
+    """The `config` that a Python file defines."""
+    from vqathinker_jax.train import TrainConfig
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such recipe; name a Python file such as configs/tiny_cpu.py")
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"{path}: defines no `config` that is a TrainConfig; configs/tiny_cpu.py shows how")
+    return config
+
+
 def doctor() -> int:
     """Check this installation: versions, devices, decoders, and a bundled clip scored against its recorded result."""
     from vqathinker_jax.doctor import examine
@@ -130,30 +196,36 @@ def doctor() -> int:
     return examine(DEMO, lambda: _open(ModelOptions()))
 
 
-def _open(options: ModelOptions) -> "Judge":
-    """Load the model; progress and notices go to standard error."""
+def _open(options: ModelOptions, question: str | None = None) -> "Judge":
+    """Load the model that is to rate videos, or to answer `question`; progress and notices go to standard error."""
     import jax
 
-    from convert.load import open_model
-    from vqathinker_jax.checkpoint import read_config
+    from convert.load import open_config, open_model
     from vqathinker_jax.data.prompt import load_tokenizer
     from vqathinker_jax.generate import Sampling
-    from vqathinker_jax.judge import Judge, View
-    from vqathinker_jax.model.config import parse_config
+    from vqathinker_jax.judge import Judge, View, check
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqathinker-jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    _cache_compilations()
     if _is_demo(options):
         print(DEMO_NOTICE, file=sys.stderr)
     # What is wrong with the settings or the small files is said before gigabytes of weights are read.
-    parse_config(read_config(options.checkpoint), motion=False).tokens_per_frame(options.image_size)
-    tokenizer = load_tokenizer(options.checkpoint)
-    on_cpu = jax.default_backend() == "cpu"
-    dtype = options.dtype if options.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     view = View(options.frames, options.image_size, options.decoder)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
+    config = open_config(options.checkpoint, slowfast=options.slowfast)
+    tokenizer = load_tokenizer(options.checkpoint)
+    check(config, tokenizer, view, sampling, options.seed, question)
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = options.dtype if options.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     model = open_model(options.checkpoint, dtype=dtype, slowfast=options.slowfast, unrolled=on_cpu, progress=True)
     return Judge(model, tokenizer, view, sampling, options.seed)
+
+
+def _cache_compilations() -> None:
+    """Keep what XLA compiles for the next run."""
+    import jax
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqathinker-jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: bool) -> "Verdict":
@@ -172,8 +244,10 @@ def _is_demo(options: ModelOptions) -> bool:
 
 def main() -> int:
     """Run one command; a fault in what the user gave is one line on standard error."""
-    commands = {"score": score, "ask": ask, "convert": convert, "doctor": doctor}
+    commands = {"score": score, "ask": ask, "train": train, "convert": convert, "doctor": doctor}
     try:
+        if sys.argv[1:2] == ["train"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
+            return _train(Path(sys.argv[2]), sys.argv[3:])
         return tyro.extras.subcommand_cli_from_dict(commands, prog="run.py", description=__doc__)
     except (InputError, OSError) as error:
         console.print_error(error)

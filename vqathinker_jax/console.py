@@ -11,10 +11,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
-    from vqathinker_jax.judge import Verdict
+    from vqathinker_jax.judge import Reply, Seen, Verdict
 
 
 def printable(text: str) -> str:
@@ -44,15 +52,31 @@ def print_row(row: object) -> None:
 
 def print_verdict(verdict: "Verdict") -> None:
     """Print a rating with its reasoning, or why there is none with what the model wrote, and the file's health."""
-    name = printable(verdict.video)
     if verdict.score is None:
-        print(f"{name}: failed: {printable(verdict.reason or '')}")
+        _print_failure(verdict)
     else:
-        print(f"{name}: {verdict.score:.2f} of 5  ({len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s)")
+        frames = f"{len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s"
+        print(f"{printable(verdict.video)}: {verdict.score:.2f} of 5  ({frames})")
     print_lines(verdict.thinking or (verdict.text if verdict.score is None else ""), indent="    ")
     for sentence in verdict.health:
         print_lines(f"note: {sentence}", indent="    ")
     print(flush=True)
+
+
+def print_reply(reply: "Reply") -> None:
+    """Print an answer, or why there is none; what is to be noted about it goes to standard error."""
+    if reply.status == "failed":
+        _print_failure(reply)
+    print_lines(reply.text)
+    notes = ["the answer is cut off; let it go on with --max-new-tokens"] if reply.cut_off else []
+    for sentence in [*notes, *reply.health]:
+        print(f"note: {printable(sentence)}", file=sys.stderr)
+
+
+def _print_failure(seen: "Seen") -> None:
+    # A reason about the file begins with its name as the user gave it.
+    reason = (seen.reason or "").removeprefix(f"{seen.video}: ")
+    print(f"{printable(seen.video)}: failed: {printable(reason)}")
 
 
 def print_table(verdicts: Sequence["Verdict"]) -> None:
@@ -69,3 +93,26 @@ def progress(name: str, tokens: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{printable(name)}: looking", total=None)
         yield lambda written: bar.update(task, description=f"{printable(name)}: {written} of {tokens} tokens at most")
+
+
+@contextmanager
+def training(name: str) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """A bar on standard error over the steps of a run; yields what to call with steps done, steps, and metrics.
+
+    Where standard error is no terminal, a line a step.
+    """
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{printable(name)}: first step", total=None)
+
+        def show(done: int, steps: int, metrics: dict[str, float]) -> None:
+            seconds = sum(value for key, value in metrics.items() if key.startswith("seconds_"))
+            parts = [f"reward {metrics['reward']:.3f}"]
+            parts += [f"kl {metrics['kl']:.4f}"] if "kl" in metrics else []
+            parts += [f"{metrics['tokens'] / seconds:.0f} tokens/s"]
+            bar.update(task, description=f"{printable(name)}: {', '.join(parts)}", completed=done, total=steps)
+            if not console.is_terminal:
+                print(f"step {done} of {steps}: {', '.join(parts)}, {seconds:.1f} s", file=sys.stderr, flush=True)
+
+        yield show

@@ -65,9 +65,22 @@ class Decoding(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("graph",))
-def encode(graph: nnx.GraphDef[VLM], state: nnx.State, frames_PFYXC: jax.Array) -> jax.Array:
-    """Videos to their visual tokens [P, L, D], once whatever is then asked about them; see `VLM.encode`."""
-    return nnx.merge(graph, state).encode(frames_PFYXC)
+def encode(
+    graph: nnx.GraphDef[VLM],
+    state: nnx.State,
+    frames_PFYXC: jax.Array | np.ndarray,
+    order_PF: jax.Array | None = None,
+    blank_PF: jax.Array | None = None,
+) -> jax.Array:
+    """Videos to their visual tokens [P, L, D], once whatever is then asked about them; see `VLM.encode`.
+
+    With an order (int) and blanks (bool) of the frames, [2 P, L, D]: the videos, then their copies out of order.
+    """
+    model = nnx.merge(graph, state)
+    visual_PLD = model.encode(frames_PFYXC)
+    if order_PF is None or blank_PF is None:
+        return visual_PLD
+    return jnp.concatenate([visual_PLD, model.encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)])
 
 
 @partial(jax.jit, static_argnames=("graph", "context_id"))

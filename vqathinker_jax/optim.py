@@ -33,13 +33,19 @@ class OptimizerConfig:
             raise InputError(f"{self}: learning_rate and max_grad_norm must be positive")
 
 
-def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The transformation of gradients to updates; the learning rate falls linearly from its start to 0 at `steps`."""
-    rate = optax.linear_schedule(config.learning_rate, 0.0, steps) if config.decay else config.learning_rate
+def rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
+    """The learning rate of each update, counted from 0: it falls linearly from its start to 0 at `updates`."""
+    if not config.decay:
+        return optax.constant_schedule(config.learning_rate)
+    return optax.linear_schedule(config.learning_rate, 0.0, updates)
+
+
+def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """The transformation of gradients to changes of the weights, for a run of so many updates."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.adamw(
-            rate,
+            rate(config, updates),
             config.beta1,
             config.beta2,
             config.epsilon,
@@ -49,8 +55,13 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     )
 
 
-def trainable(config: OptimizerConfig) -> Any:
-    """The filter for `nnx.split` that picks the weights that move: all but SlowFast's, which are `Frozen`."""
+def trainable(config: OptimizerConfig, *, adapters: bool = False) -> Any:
+    """The filter for `nnx.split` that picks the weights that move: all but SlowFast's, which are `Frozen`.
+
+    adapters: the model has them, and only they move.
+    """
+    if adapters:
+        return nnx.LoRAParam
     if not config.freeze_vision:
         return nnx.Param
     return nnx.All(nnx.Param, lambda path, _: path[0] not in ("vision", "projector"))

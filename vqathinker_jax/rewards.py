@@ -68,12 +68,14 @@ class Ratings(NamedTuple):
 
 
 class Rewards(NamedTuple):
-    """float32 rewards [P, G]: each before its weight and with its bonus, and their weighted sum `total_PG`."""
+    """float32 rewards [P, G]: each before its weight and with its bonus, their weighted sum `total_PG`, and the bonuses
+    of regression and ranking together."""
 
     regression_PG: jax.Array
     ranking_PG: jax.Array
     format_PG: jax.Array
     total_PG: jax.Array
+    temporal_PG: jax.Array
 
 
 def rewards(ratings: Ratings, mos_P: jax.Array, config: RewardConfig, perturbed: Ratings | None = None) -> Rewards:
@@ -85,14 +87,16 @@ def rewards(ratings: Ratings, mos_P: jax.Array, config: RewardConfig, perturbed:
     Raises: InputError where a group of the config does not divide P.
     """
     regression_PG, ranking_PG = _graded(ratings, mos_P, config)
+    temporal_PG = jnp.zeros_like(regression_PG)
     if perturbed is not None:
         perturbed_regression_PG, perturbed_ranking_PG = _graded(perturbed, mos_P, config)
         given = {"bonus": config.temporal_bonus, "group": config.temporal_group}
-        regression_PG += temporal(regression_PG, perturbed_regression_PG, above=REGRESSION_GOOD, **given)
-        ranking_PG += temporal(ranking_PG, perturbed_ranking_PG, above=RANKING_GOOD, **given)
+        steady_PG = temporal(regression_PG, perturbed_regression_PG, above=REGRESSION_GOOD, **given)
+        ahead_PG = temporal(ranking_PG, perturbed_ranking_PG, above=RANKING_GOOD, **given)
+        regression_PG, ranking_PG, temporal_PG = regression_PG + steady_PG, ranking_PG + ahead_PG, steady_PG + ahead_PG
     format_PG = ratings.formatted_PG.astype(jnp.float32)
     total_PG = config.ranking * ranking_PG + config.regression * regression_PG + config.format * format_PG
-    return Rewards(regression_PG, ranking_PG, format_PG, total_PG)
+    return Rewards(regression_PG, ranking_PG, format_PG, total_PG, temporal_PG)
 
 
 def _graded(ratings: Ratings, mos_P: jax.Array, config: RewardConfig) -> tuple[jax.Array, jax.Array]:

@@ -1,14 +1,18 @@
 """Where arrays live on a mesh: one table from logical axes to mesh axes.
 
 Every parameter carries logical axes (`layers.param`); a leading axis beyond those is the layer stack. Enters: a model's
-abstract or concrete state and a mesh. Leaves: one `NamedSharding` a variable.
+abstract or concrete state and a mesh. Leaves: one `NamedSharding` a variable. Batches lie along their first axis, the
+videos, over all devices but those that share a tensor.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vqathinker_jax.records import InputError
 
@@ -56,3 +60,59 @@ def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
         return variable.replace(NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+VIDEOS = PartitionSpec(("data", "fsdp"))
+"""The placement of whatever has a video a row."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one of them may be -1, for all that the others leave.
+
+    data: copies of the model. fsdp: over how many devices each copy's weights are spread. tensor: over how many each
+    matrix product is.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: int | None = None) -> Mesh:
+    """The mesh of all devices there are, or of the first so many.
+
+    Raises: InputError where they do not make up such a mesh.
+    """
+    count = jax.device_count() if devices is None else devices
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    given = math.prod(size for size in sizes.values() if size != -1)
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise InputError(f"{config}: give each axis a size from 1, and -1 to one of them at most")
+    if count % given or (not free and count != given):
+        raise InputError(
+            f"the mesh {', '.join(f'{name}={size}' for name, size in sizes.items())} does not make up {count} devices: "
+            "the product of the sizes must be that, or divide it where one is -1"
+        )
+    shape = tuple(count // given if size == -1 else size for size in sizes.values())
+    return jax.make_mesh(shape, tuple(sizes), (AxisType.Auto,) * 3, devices=jax.devices()[:count])
+
+
+def put_videos(rows: Any, mesh: Mesh) -> Any:
+    """A tree of this process's rows, one a video, as arrays of all processes' rows spread over the mesh.
+
+    Raises: InputError where the videos do not divide by the devices.
+    """
+    over = mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding = NamedSharding(mesh, VIDEOS)
+
+    def put(array: np.ndarray) -> jax.Array:
+        videos = len(array) * jax.process_count()
+        if videos % over:
+            raise InputError(
+                f"{videos} videos at a time cannot be spread over data × fsdp = {over} devices: use a multiple of that"
+            )
+        return jax.make_array_from_process_local_data(sharding, array)
+
+    return jax.tree.map(put, rows)

@@ -25,13 +25,15 @@ class StepConfig:
     """What one update does with a batch of rollouts.
 
     micro_batches: the batch goes through the model in so many parts; the result does not depend on it.
-    temperature: the one that completions were drawn at. chunk: completion positions whose logits exist at a time.
+    temperature: the one that completions were drawn at. max_tokens: the longest a completion may be, whatever room the
+    batch at hand has. chunk: completion positions whose logits exist at a time.
     """
 
     loss: LossConfig = field(default_factory=LossConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     micro_batches: int = 1
     temperature: float = 1.0
+    max_tokens: int = 2048
     chunk: int = 128
 
 
@@ -72,9 +74,11 @@ class Fixed(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Scalars by name, and the policy's log-probs [P, G, C], which later iterations over the same rollout need."""
+    """Scalars by name, the rewards [P, G], and the policy's log-probs [P, G, C], which later iterations over the same
+    rollout need."""
 
     metrics: dict[str, jax.Array]
+    rewards_PG: jax.Array
     log_probs_PGC: jax.Array
 
 
@@ -91,6 +95,9 @@ def update(
 ) -> tuple[TrainState, Report]:
     """Rewards the rollout and moves the weights by one step of the optimizer.
 
+    Where the loss or the gradient is not finite, nothing moves: the state that comes back is the last good one, and the
+    metric `finite` is 0.
+
     Raises: InputError where the videos do not divide into the micro-batches or groups of the config.
     """
     earned = rewards(rollout.ratings, rollout.mos_P, config.rewards, rollout.perturbed)
@@ -98,10 +105,13 @@ def update(
     parts = gradients(graph, state.moving, fixed, rollout, advantages_PG, config, context_id)
     gradient, loss, metrics, log_probs_PGC = parts
     updates, memory = optimizer.update(gradient, state.memory, state.moving)
-    moving = optax.apply_updates(state.moving, updates)
+    moved = TrainState(cast(nnx.State, optax.apply_updates(state.moving, updates)), memory)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     report = {
         "loss": loss,
-        "grad_norm": optax.tree.norm(gradient),
+        "grad_norm": norm,
+        "finite": finite,
         **{name: mean.value for name, mean in metrics.items()},
         "reward": earned.total_PG.mean(),
         "reward_regression": earned.regression_PG.mean(),
@@ -110,9 +120,12 @@ def update(
         "flat_groups": flat_P.mean(),
         "valid": rollout.ratings.valid_PG.mean(),
         "length": rollout.lengths_PG.mean(),
+        "tokens": rollout.lengths_PG.sum(),
         "truncated": 1 - rollout.stopped_PG.mean(),
     }
-    return TrainState(cast(nnx.State, moving), memory), Report(report, log_probs_PGC)
+    if rollout.perturbed is not None:
+        report["reward_temporal"] = earned.temporal_PG.mean()
+    return jax.tree.map(partial(jnp.where, finite), moved, state), Report(report, earned.total_PG, log_probs_PGC)
 
 
 def gradients(
@@ -145,7 +158,7 @@ def gradients(
             old_log_probs_BT=None if part.old_log_probs_PGC is None else part.old_log_probs_PGC.reshape(-1, C),
             reference_log_probs_BT=reference_BC,
         )
-        loss, metrics = policy_loss(log_probs_BC, experience, config.loss, max_tokens=C)
+        loss, metrics = policy_loss(log_probs_BC, experience, config.loss, max_tokens=config.max_tokens)
         return loss.total, (loss, metrics, log_probs_BC.reshape(part.completions_PGC.shape))
 
     def one_part(part: tuple[Rollout, jax.Array]) -> tuple[nnx.State, Any]:
@@ -161,8 +174,11 @@ def gradients(
 
 
 def _added(one_part: Any, whole: tuple[Rollout, jax.Array], parts: int) -> tuple[nnx.State, Any]:
-    """`one_part` over equal parts of the videos one after the other, sums added up and log-probs put together."""
-    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), whole)
+    """`one_part` over equal parts of the videos one after the other, sums added up and log-probs put together.
+
+    A part takes every so-manieth video, so that it holds some of each device's.
+    """
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), whole)
     shapes = jax.eval_shape(one_part, jax.tree.map(lambda x: x[0], split))
     gradient, (loss, metrics, _) = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -171,7 +187,7 @@ def _added(one_part: Any, whole: tuple[Rollout, jax.Array], parts: int) -> tuple
         return jax.tree.map(jnp.add, sums, (gradient, loss, metrics)), log_probs_PGC
 
     (gradient, loss, metrics), by_part = jax.lax.scan(add, (gradient, loss, metrics), split)
-    return gradient, (loss, metrics, by_part.reshape(-1, *by_part.shape[2:]))
+    return gradient, (loss, metrics, by_part.swapaxes(0, 1).reshape(-1, *by_part.shape[2:]))
 
 
 def completion_log_probs(model: VLM, rollout: Rollout, config: StepConfig, context_id: int) -> jax.Array:

@@ -163,6 +163,12 @@ def load_tokenizer(directory: Path) -> Qwen2Tokenizer:
     return tokenizer
 
 
+def slot_tokens(tokenizer: Qwen2Tokenizer) -> tuple[int, ...]:
+    """The ids of a slot for visual tokens, which an answer has no use for."""
+    vocabulary = tokenizer.get_vocab()
+    return tuple(vocabulary[token] for token in (OPEN, CONTEXT, CLOSE))
+
+
 def special_tokens(tokenizer: Qwen2Tokenizer) -> SpecialTokens:
     """The ids that the device side needs of a tokenizer from `load_tokenizer`; without a pad token, stop fills rows."""
     vocabulary = tokenizer.get_vocab()

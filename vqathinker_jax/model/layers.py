@@ -33,15 +33,21 @@ _ones = jax.nn.initializers.ones
 
 
 class Linear(nnx.Module):
-    """x[..., ins] @ kernel[ins, outs] + bias[outs], contracting as many trailing axes of x as `ins` has."""
+    """x[..., ins] @ kernel[ins, outs] + bias[outs], contracting as many trailing axes of x as `ins` has.
+
+    `adapter`, where there is one (`adapter.py`), adds what it makes of x.
+    """
 
     def __init__(self, ins: Sequence[int], outs: Sequence[int], axes: Axes, *, bias: bool, rngs: nnx.Rngs):
         self.contracted = len(ins)
         self.kernel = param(nnx.Param, _normal, (*ins, *outs), axes, rngs)
         self.bias = param(nnx.Param, _zeros, outs, axes[len(ins) :], rngs) if bias else None
+        self.adapter: Any = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.contracted)
+        if self.adapter is not None:
+            y += self.adapter(x)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

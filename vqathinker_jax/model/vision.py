@@ -48,7 +48,7 @@ class VisionTower(nnx.Module):
             hidden_FLE = each(lambda hidden_LE: layer(hidden_LE[None])[0], hidden_FLE)
             return hidden_FLE, (None if out is None else hidden_FLE)
 
-        hidden_FLE, by_layer = fold(self.layers, hidden_FLE, step)
+        hidden_FLE, by_layer = fold(self.layers, hidden_FLE, step, remat=True)
         if out is not None:
             out |= {"vision.embedding": embedded, "vision.layers": by_layer}
         return hidden_FLE[:, 1:]

@@ -1,0 +1,143 @@
+"""A run's directory: what was asked for, what came of every step, and what the model said, on disk as it happens.
+
+config.json      the configuration, with every default written out
+metrics.jsonl    one row a step; rows of steps that a resume takes again are cut off first
+samples.jsonl    completions with their readings and rewards, of every so-manieth step
+unreadable.log   videos that could not be read and were replaced
+tensorboard/     the numbers of metrics.jsonl
+savepoints/      what a resume goes on from (`savepoint.py`)
+model/           the trained model, once the run has ended
+"""
+
+import fcntl
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from vqathinker_jax.records import InputError
+
+METRICS, SAMPLES, UNREADABLE = "metrics.jsonl", "samples.jsonl", "unreadable.log"
+
+
+class Journal:
+    """The directory of one run, held by one process until it is closed."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], free: Iterable[str] = (), wandb: str = ""):
+        """Make the directory, or take up the run that is in it.
+
+        config: as JSON values. free: keys of the top level, or dotted ones below, that may differ from the run's.
+        wandb: a project of Weights & Biases that gets the metrics too.
+
+        Raises: InputError where it holds a run of another configuration, something else, or is in use, or wandb is
+        asked for and not installed.
+        """
+        self.directory = directory
+        recorded = directory / "config.json"
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"{directory}: is a file; name a folder for the run")
+        if directory.is_dir() and not recorded.is_file() and any(directory.iterdir()):
+            raise InputError(f"{directory}: holds other things than a run; name an empty or a new folder")
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (directory / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{directory}: another process is at work on this run; wait for it or end it") from None
+        if recorded.is_file():
+            _refuse_changes(recorded, _flat(config), set(free))
+        else:
+            _write(recorded, json.dumps(config, indent=1) + "\n")
+        self._tensorboard: SummaryWriter | None = None
+        self._wandb = _open_wandb(wandb, directory, config) if wandb else None
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(error is not None))
+        self._lock.close()
+
+    def begin(self, step: int) -> None:
+        """Make ready to write from `step` (counted from 0) on: cut off rows of that step and later, and torn ones."""
+        for name in METRICS, SAMPLES:
+            _keep(self.directory / name, lambda row: row["step"] < step)
+        self._tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step, write_to_disk=True)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the row of one step."""
+        _append(self.directory / METRICS, [{"step": step, **metrics}])
+        if self._tensorboard is not None:
+            for name, value in metrics.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(metrics), step=step)
+
+    def write_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows, each with its `step`, about completions."""
+        _append(self.directory / SAMPLES, rows)
+
+    def write_unreadable(self, step: int, faults: Iterable[str]) -> None:
+        """Add a line for each video that could not be read."""
+        with (self.directory / UNREADABLE).open("a", encoding="utf-8") as log:
+            log.writelines(f"step {step}: {' '.join(fault.split())}\n" for fault in faults)
+
+
+def _open_wandb(project: str, directory: Path, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise InputError(
+            f"wandb is {project!r}, but the package is missing: pip install wandb, or leave it out"
+        ) from None
+    return wandb.init(project=project, name=directory.name, id=directory.name, resume="allow", config=dict(config))
+
+
+def _refuse_changes(recorded: Path, config: dict[str, Any], free: set[str]) -> None:
+    former = _flat(json.loads(recorded.read_text()))
+    changed = sorted(
+        f"{key} was {former.get(key)!r} and is {config.get(key)!r}"
+        for key in former.keys() | config.keys()
+        if former.get(key) != config.get(key) and key not in free
+    )
+    if changed:
+        raise InputError(f"{recorded}: the run has another configuration ({'; '.join(changed)}): name another folder")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return json.loads(json.dumps(flat))
+
+
+def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a file of JSON lines with those that are wanted, up to the first that a crash tore."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if wanted(row) and line.endswith("\n"):
+            kept.append(line)
+    _write(path, "".join(kept))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

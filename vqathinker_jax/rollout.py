@@ -1,0 +1,232 @@
+"""A batch of videos goes in; what the policy said about each, as arrays that an update learns from, comes out.
+
+A video is encoded once and its prompt computed once for its G completions. Where the batch brings frames out of order,
+as many completions are drawn about those copies, in the same pass. Text exists on the host only, between two jitted
+functions: here it is read and becomes numbers.
+
+Deviation from the reference: tokens that open, fill or close a slot for a picture are never drawn.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from vqathinker_jax.data import prompt
+from vqathinker_jax.data.manifest import Row
+from vqathinker_jax.data.pipeline import Batch
+from vqathinker_jax.generate import Completions, Sampling, encode, generate
+from vqathinker_jax.model.config import ModelConfig
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.parse import Reading, parse_rollout
+from vqathinker_jax.records import Answer, InputError
+from vqathinker_jax.rewards import Ratings
+from vqathinker_jax.sharding import put_videos
+from vqathinker_jax.step import Rollout
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Tokenizer
+
+_SHORTEST = 64
+"""Least places for completions in an update; more come in doublings, so that few programs are compiled."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are drawn and read. The defaults are the reference's, its left-over top-k of 50 included."""
+
+    completions: int = 4
+    """G, completions of each video, which are compared with each other."""
+    max_new_tokens: int = 2048
+    """Longest completion; one that is cut off there is counted as truncated."""
+    temperature: float = 1.0
+    """Of the draws, and of the log-probs in the loss."""
+    top_k: int = 50
+    """Draw among the k most probable tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw among the fewest tokens that together are this probable."""
+    micro_batches: int = 1
+    """The batch is completed in so many parts, one after the other, which bounds the memory of their caches."""
+    trailing_zeros: bool = False
+    """Count a written 3.50 as two decimals; the reference counts one, and punishes it."""
+    random_fallback: bool = False
+    """Read a random whole number from 1 to 5 where an answer has none, as the reference does; else it earns nothing."""
+
+    def __post_init__(self):
+        if self.completions < 2:
+            raise InputError(f"completions is {self.completions}: a group of one has no spread; use 2 or more")
+        if self.temperature == 0:
+            raise InputError("temperature is 0: completions of a group would all be equal; use about 1")
+        if self.micro_batches < 1:
+            raise InputError(f"micro_batches is {self.micro_batches}: use 1 or more")
+        self.sampling(())
+
+    def sampling(self, never: tuple[int, ...]) -> Sampling:
+        """The draws as `generate` takes them, of which the tokens `never` are left out."""
+        return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, never)
+
+
+class Prompts:
+    """The training prompts of all rows of a run, padded on the left to one length, so that one program serves all."""
+
+    def __init__(self, rows: Sequence[Row], tokenizer: "Qwen2Tokenizer", model: ModelConfig, *, frames: int, size: int):
+        """Raises: InputError where a question cannot be put, or is longer than the model takes."""
+        has_motion = model.motion is not None
+        width = model.tokens_per_frame(size)
+
+        def ids(problem: str) -> np.ndarray:
+            question = prompt.training_question(problem, frames, has_motion)
+            return prompt.encode(tokenizer, question, width, frames, has_motion)
+
+        self.tokenizer = tokenizer
+        self.special = prompt.special_tokens(tokenizer)
+        self.never = prompt.slot_tokens(tokenizer)
+        self._ids = {problem: ids(problem) for problem in {row.problem for row in rows}}
+        self._length = prompt.pad_left(list(self._ids.values()), self.special.pad)[0].shape[1]
+
+    def check_room(self, new_tokens: int, positions: int) -> None:
+        """Nothing, where prompts and so many new tokens fit the model's positions.
+
+        Raises: InputError with what would.
+        """
+        longest = max(len(ids) for ids in self._ids.values())
+        if longest + new_tokens > positions:
+            raise InputError(
+                f"a prompt of {longest} tokens and {new_tokens} new ones pass the model's {positions} positions: "
+                "use fewer or smaller frames, or fewer new tokens"
+            )
+
+    def of(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [P, S] and mask bool [P, S] of the rows' prompts."""
+        return prompt.pad_left([self._ids[row.problem] for row in rows], self.special.pad, self._length)
+
+
+@dataclass
+class Clock:
+    """Seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the time until the block ends, in which the device's work must be waited for."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+class Drawn(NamedTuple):
+    """A rollout as arrays on the mesh, and as text for people: G texts and readings of each of this host's videos."""
+
+    rollout: Rollout
+    texts_PG: list[list[str]]
+    readings_PG: list[list[Reading]]
+
+
+def roll_out(
+    graph: nnx.GraphDef[VLM],
+    state: nnx.State,
+    batch: Batch,
+    prompts: Prompts,
+    config: RolloutConfig,
+    mesh: Mesh,
+    *,
+    key: jax.Array,
+    rng: np.random.Generator,
+    clock: Clock,
+    progress: Callable[[int], None] = lambda written: None,
+) -> Drawn:
+    """Draw and read completions of a batch under the policy's weights.
+
+    key: seeds the draws. rng: stands in for unreadable numbers, with `random_fallback` only. clock: gains the seconds
+    of encode, rollout and reward. progress: told the number of tokens written so far.
+
+    Raises: InputError where the videos do not divide by the parts or the devices.
+    """
+    P, parts = len(batch.rows), config.micro_batches
+    if P % parts:
+        raise InputError(f"rollout.micro_batches is {parts}, which does not divide {P} videos; use a divisor")
+    ids_PS, mask_PS = prompts.of(batch.rows)
+    placed = put_videos((batch.frames_PFYXC, ids_PS, mask_PS), mesh)
+    disorder = None if batch.order_PF is None else put_videos((batch.order_PF, batch.blank_PF), mesh)
+    copies = 1 if disorder is None else 2
+
+    made = []
+    for part, part_key in enumerate(jax.random.split(key, parts)):
+        frames, ids, mask = (x[part::parts] for x in placed)
+        with clock("encode"):
+            moved = () if disorder is None else (x[part::parts] for x in disorder)
+            visual_PLD = jax.block_until_ready(encode(graph, state, frames, *moved))
+        with clock("rollout"):
+            made.append(
+                generate(
+                    graph,
+                    state,
+                    visual_PLD,
+                    jax.numpy.tile(ids, (copies, 1)),
+                    jax.numpy.tile(mask, (copies, 1)),
+                    context_id=prompts.special.context,
+                    stop_id=prompts.special.stop,
+                    pad_id=prompts.special.pad,
+                    sampling=config.sampling(prompts.never),
+                    completions=config.completions,
+                    key=part_key,
+                    progress=progress,
+                )
+            )
+    with clock("reward"):
+        straight, *out_of_order = (_joined(made, copy, copies) for copy in range(copies))
+        texts_PG, readings_PG = _read(straight, prompts, config, rng)
+        perturbed = [_ratings(_read(copy, prompts, config, rng)[1]) for copy in out_of_order]
+        room = _room(int(straight.lengths_PG.max()), config.max_new_tokens)
+        said = straight.ids_PGC[:, :, :room], straight.lengths_PG, straight.stopped_PG
+        read = _ratings(readings_PG), batch.mos_P, perturbed[0] if perturbed else None
+        rollout = Rollout(*placed, *put_videos((*said, *read), mesh))
+    return Drawn(rollout, texts_PG, readings_PG)
+
+
+def _joined(made: list[Completions], copy: int, copies: int) -> Completions:
+    """The completions of every part's rows of one copy, in the order of the batch."""
+    fields = []
+    for arrays in zip(*made, strict=True):
+        each = [np.split(array, copies)[copy] for array in arrays]
+        fields.append(np.stack(each, axis=1).reshape(-1, *each[0].shape[1:]))
+    return Completions(*fields)
+
+
+def _read(
+    made: Completions, prompts: Prompts, config: RolloutConfig, rng: np.random.Generator
+) -> tuple[list[list[str]], list[list[Reading]]]:
+    texts_PG = [
+        [prompt.decode(prompts.tokenizer, ids_C[:length]) for ids_C, length in zip(ids_GC, lengths_G, strict=True)]
+        for ids_GC, lengths_G in zip(made.ids_PGC, made.lengths_PG, strict=True)
+    ]
+    options = {"trailing_zeros": config.trailing_zeros, "reference_fallback": rng if config.random_fallback else None}
+    return texts_PG, [[parse_rollout(text, **options) for text in texts_G] for texts_G in texts_PG]
+
+
+def _ratings(readings_PG: list[list[Reading]]) -> Ratings:
+    parsed_PG = [[reading.parsed for reading in readings_G] for readings_G in readings_PG]
+    scores_PG = [[p.score if isinstance(p, Answer) else 0.0 for p in parsed_G] for parsed_G in parsed_PG]
+    return Ratings(
+        scores_PG=np.array(scores_PG, np.float32),
+        valid_PG=np.array([[isinstance(p, Answer) for p in parsed_G] for parsed_G in parsed_PG]),
+        decimals_PG=np.array([[reading.decimals for reading in readings_G] for readings_G in readings_PG], np.int32),
+        formatted_PG=np.array([[reading.formatted for reading in readings_G] for readings_G in readings_PG]),
+    )
+
+
+def _room(longest: int, most: int) -> int:
+    """Places for completions of which the longest has so many tokens."""
+    room = _SHORTEST
+    while room < longest:
+        room *= 2
+    return min(room, most)

@@ -1,0 +1,109 @@
+"""What a run needs to go on as if nothing had happened: weights that move, the optimizer's memory, and where it stood.
+
+Written by orbax while the run goes on, beside its place and moved there when whole, the last few kept. So a kill, or a
+disk that fills up during a save, leaves the earlier savepoint as it was.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from vqathinker_jax.records import CheckpointError
+
+Tree = TypeVar("Tree")
+
+
+class Savepoint(NamedTuple):
+    """A tree of arrays, and JSON values beside it."""
+
+    arrays: Any
+    place: dict[str, Any]
+
+
+class Savepoints:
+    """The savepoints of one run, by the number of steps that were finished."""
+
+    def __init__(self, directory: Path, keep: int):
+        """keep: how many stay."""
+        self.directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Savepoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Steps finished at the newest whole savepoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, savepoint: Savepoint) -> None:
+        """Begin to write the state after `step` steps; it is copied at once, so the run may go on to change it.
+
+        Raises: OSError where this one, or the one begun before, cannot be written; earlier ones stay.
+        """
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(_named(savepoint.arrays)), place=ocp.args.JsonSave(savepoint.place)
+        )
+        with _one_line(self.directory):
+            self._manager.save(step, args=args, force=True)
+
+    def wait(self) -> None:
+        """Return when all that was begun is written.
+
+        Raises: OSError where it cannot be.
+        """
+        with _one_line(self.directory):
+            self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: Tree) -> tuple[Tree, dict[str, Any]]:
+        """The tree saved after `step` steps, each array in the place and dtype of its like, and the JSON values.
+
+        Raises: CheckpointError where it holds other arrays.
+        """
+        path = self.directory / str(step)
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like))
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted), place=ocp.args.JsonRestore())
+        try:
+            found = self._manager.restore(step, args=args)
+        except Exception as error:  # orbax raises bare ones where shapes differ or files are missing
+            fault = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{path}: does not fit this run's model or cannot be read ({fault}): remove it to go on from the one "
+                "before, or name another folder"
+            ) from error
+        return jax.tree.unflatten(jax.tree.structure(like), [found.arrays[name] for name in wanted]), found.place
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    """The leaves by their path: orbax then stores names, not the classes of a library's present release."""
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in _leaves(tree)}
+
+
+def _leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+@contextmanager
+def _one_line(directory: Path) -> Iterator[None]:
+    """Turns whatever orbax raises for a write that failed into an OSError that says what now."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+        fault = " ".join(str(error).split())[:200]
+        raise OSError(
+            number,
+            f"{os.strerror(number)} ({fault}): no savepoint could be written, earlier ones are whole; make room and "
+            "run the same command again",
+            str(directory),
+        ) from error

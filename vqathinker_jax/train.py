@@ -1,0 +1,346 @@
+"""GRPO from score labels alone: the loop, and what it is told to do.
+
+Follow one step: a batch of videos, G completions of each drawn from the policy, their ratings read, one jitted update
+that rewards them and moves the weights, a row of metrics. Everything in a step follows from its number, the seed and
+the weights, so a run that is killed and resumed ends with the very numbers of one that was not.
+
+Deviations from the reference: see `rewards.py`, `rollout.py`, `grpo.py` and `pipeline.py`.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vqathinker_jax import checkpoint
+from vqathinker_jax.data.pipeline import Batch, Batches, DataConfig, load_rows
+from vqathinker_jax.data.prompt import load_tokenizer
+from vqathinker_jax.grpo import LossConfig
+from vqathinker_jax.journal import Journal
+from vqathinker_jax.model.adapter import LoraConfig, adapt, merge
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.optim import OptimizerConfig, optimizer, rate, trainable
+from vqathinker_jax.records import Answer, InputError
+from vqathinker_jax.rewards import RewardConfig
+from vqathinker_jax.rollout import Clock, Drawn, Prompts, RolloutConfig, roll_out
+from vqathinker_jax.savepoint import Savepoint, Savepoints
+from vqathinker_jax.sharding import MeshConfig, make_mesh, shardings
+from vqathinker_jax.step import Fixed, StepConfig, TrainState, update
+
+Floats = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """When the reference policy, to which the loss holds the policy, follows it. By default never, as in the paper."""
+
+    every: int = 0
+    """Steps between two times that it moves towards the policy; 0 for never."""
+    mix: float = 1.0
+    """How far it then moves: 1 makes it the policy; with every 1, less than 1 makes it a moving average."""
+
+    def __post_init__(self):
+        if self.every < 0 or not 0 < self.mix <= 1:
+            raise InputError(f"{self}: every must not be negative, mix in (0, 1]")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. The defaults are the reference's recipe where it has one."""
+
+    checkpoint: str
+    """Folder of the checkpoint to start from, of any format."""
+    data: DataConfig
+    slowfast: str = ""
+    """SlowFast weights, for a checkpoint that has a motion branch but not these."""
+    steps: int = 0
+    """Batches to train on; 0 for all that the epochs hold."""
+    iterations: int = 1
+    """Updates from each batch of completions, their log-probs under the policy that drew them kept."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    micro_batches: int = 1
+    """Parts that a batch goes through the update in; the result does not depend on it."""
+    chunk: int = 128
+    """Positions of each completion whose logits exist at a time."""
+    parameters: Floats = "float32"
+    """Dtype of the weights that move."""
+    arithmetic: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of activations and of weights that stay; auto is bfloat16 on an accelerator, float32 on a CPU."""
+    seed: int = 42
+    """Of the completions that are drawn, and of fresh adapters."""
+    save_every: int = 100
+    """Steps between two savepoints."""
+    keep: int = 3
+    """Savepoints that stay on disk."""
+    samples_every: int = 10
+    """Steps between two batches whose completions are written out."""
+    wandb: str = ""
+    """Project of Weights & Biases that gets the metrics too, where that package is installed."""
+
+    def __post_init__(self):
+        least = {"steps": 0, "iterations": 1, "micro_batches": 1, "chunk": 1, "save_every": 1, "keep": 1}
+        for name, bound in least.items() | {"samples_every": 1}.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name} is {getattr(self, name)}: give {bound} or more")
+        P = self.data.batch_size
+        parts = {
+            "micro_batches": self.micro_batches,
+            "rollout.micro_batches": self.rollout.micro_batches,
+            "rewards.ranking_group": self.rewards.ranking_group or P,
+            "rewards.temporal_group": self.rewards.temporal_group or P,
+        }
+        for name, part in parts.items():
+            if P % part:
+                divisors = ", ".join(str(n) for n in range(1, P + 1) if P % n == 0)
+                raise InputError(f"{name} is {part}, which does not divide batch_size {P}: use one of {divisors}")
+
+    @property
+    def step(self) -> StepConfig:
+        """What one update does."""
+        return StepConfig(
+            loss=self.loss,
+            rewards=self.rewards,
+            micro_batches=self.micro_batches,
+            temperature=self.rollout.temperature,
+            max_tokens=self.rollout.max_new_tokens,
+            chunk=self.chunk,
+        )
+
+
+FREE = ("save_every", "keep", "samples_every", "wandb", "data.workers", "data.prefetch")
+"""Settings that a resume may change."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or gradient that is not finite; the message says at which step, over which videos, and what was saved."""
+
+
+class Policy(NamedTuple):
+    """A model as the loop holds it."""
+
+    graph: nnx.GraphDef[VLM]
+    state: TrainState
+    fixed: Fixed
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    arithmetic: jnp.dtype
+
+
+Display = Callable[[int, int, dict[str, float]], None]
+"""Told the steps done, the steps there are, and the metrics of the newest."""
+
+
+def train(
+    config: TrainConfig, directory: Path, open_model: Callable[[jnp.dtype], VLM], display: Display
+) -> Path | None:
+    """Run, or go on with, what the configuration says in a directory; returns the folder of the trained model.
+
+    open_model: the model of the configuration's checkpoint, its weights in the dtype asked for, layers stacked.
+    Returns None where SIGTERM ended the run early: everything is saved, and the same call goes on from there.
+
+    Raises: InputError for what the user must mend first; NotFiniteError; OSError where a savepoint cannot be written.
+    """
+    rows = load_rows(config.data)
+    batches = Batches(rows, config.data, jax.process_index(), jax.process_count())
+    steps = min(config.steps or len(batches), len(batches))
+    mesh = make_mesh(config.mesh)
+    tokenizer = load_tokenizer(Path(config.checkpoint))
+    with (
+        Journal(directory, asdict(config), FREE, config.wandb) as journal,
+        Savepoints(directory / "savepoints", config.keep) as savepoints,
+        Termination() as termination,
+    ):
+        model = open_model(jnp.dtype(config.parameters))
+        everything = [row for some in rows for row in some]
+        prompts = Prompts(everything, tokenizer, model.config, frames=config.data.frames, size=config.data.size)
+        prompts.check_room(config.rollout.max_new_tokens, model.config.language.max_positions)
+        policy = prepare(model, config, mesh, steps * config.iterations)
+        falling = rate(config.optimizer, steps * config.iterations)
+        done = savepoints.latest() or 0
+        if done:
+            kept, place = savepoints.restore(done, _kept(policy, config))
+            policy = _taken_up(policy, kept)
+            batches.set_state(place["data"])
+        journal.begin(done)
+
+        for step in range(done, steps):
+            place, clock = batches.get_state(), Clock()
+            with clock("data"):
+                batch = next(batches)
+            policy, drawn, metrics, rewards_PG = one_step(policy, batch, prompts, config, step, clock)
+            if not metrics.pop("finite"):
+                savepoints.save(step, Savepoint(_kept(policy, config), {"data": place}))
+                savepoints.wait()
+                raise NotFiniteError(_not_finite(step, metrics, batch, savepoints.directory))
+            metrics |= {"learning_rate": float(falling(step * config.iterations)), "unreadable": len(batch.unreadable)}
+            metrics |= {f"seconds_{phase}": seconds for phase, seconds in clock.seconds.items()}
+            journal.write(step, metrics)
+            journal.write_unreadable(step, batch.unreadable)
+            if step % config.samples_every == 0:
+                journal.write_samples(_samples(step, batch, drawn, rewards_PG))
+            display(step + 1, steps, metrics)
+            if (step + 1) % config.save_every == 0 or step + 1 == steps or termination.asked:
+                savepoints.save(step + 1, Savepoint(_kept(policy, config), {"data": batches.get_state()}))
+            if termination.asked and step + 1 < steps:
+                savepoints.wait()
+                return None
+        savepoints.wait()
+        batches.close()
+        return _write_model(policy, Path(config.checkpoint), directory / "model")
+
+
+def one_step(
+    policy: Policy, batch: Batch, prompts: Prompts, config: TrainConfig, step: int, clock: Clock
+) -> tuple[Policy, Drawn, dict[str, float], np.ndarray]:
+    """Draw completions of a batch, learn from them; returns the new policy, what was said, metrics, rewards [P, G]."""
+    graph, state, fixed, tx, mesh, arithmetic = policy
+    acting = nnx.merge_state(_cast(state.moving, arithmetic), fixed.still)
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    rng = np.random.default_rng([config.seed, step])
+    drawn = roll_out(graph, acting, batch, prompts, config.rollout, mesh, key=key, rng=rng, clock=clock)
+    del acting
+    rollout, taken = drawn.rollout, []
+    with clock("update"):
+        for _ in range(config.iterations):
+            state, report = update(
+                graph, state, fixed, rollout, optimizer=tx, config=config.step, context_id=prompts.special.context
+            )
+            rollout = rollout._replace(old_log_probs_PGC=(taken[0] if taken else report).log_probs_PGC)
+            taken.append(report)
+        reports = jax.device_get([report.metrics for report in taken])
+        rewards_PG = jax.device_get(taken[0].rewards_PG)
+    if _moves(config) and (step + 1) % config.reference.every == 0 and fixed.reference:
+        fixed = fixed._replace(reference=(_follow(fixed.reference[0], state.moving, config.reference.mix), fixed.still))
+    metrics = {name: float(np.mean([report[name] for report in reports])) for name in reports[0]}
+    metrics["finite"] = float(min(report["finite"] for report in reports))
+    return Policy(graph, state, fixed, tx, mesh, arithmetic), drawn, metrics, rewards_PG
+
+
+def prepare(model: VLM, config: TrainConfig, mesh: Mesh, updates: int) -> Policy:
+    """Split a model into what moves and what stays, spread both over the mesh, and make the optimizer's memory there.
+
+    The reference policy is a copy of the first weights; with fresh adapters, which do nothing yet, that is the base.
+    """
+    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    arithmetic = jnp.dtype(auto if config.arithmetic == "auto" else config.arithmetic)
+    model.arithmetic = arithmetic
+    if config.lora.rank:
+        adapt(model.language.layers, config.lora, config.seed)
+    graph, moving, still = nnx.split(model, trainable(config.optimizer, adapters=config.lora.rank > 0), ...)
+    moving, still = (jax.device_put(part, shardings(part, mesh)) for part in (moving, still))
+    still = _cast(still, arithmetic)
+    tx = optimizer(config.optimizer, updates)
+    places = jax.tree.map(lambda x: x.sharding, moving)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    memory_places = optax.tree.map_params(
+        tx, lambda _, place: place, jax.eval_shape(tx.init, moving), places, transform_non_params=lambda _: everywhere
+    )
+    memory = jax.jit(tx.init, out_shardings=memory_places)(moving)
+    # A copy in any case: the update gives its own away.
+    reference = (_cast(jax.tree.map(jnp.copy, moving), arithmetic), still) if config.loss.beta else None
+    return Policy(graph, TrainState(moving, memory), Fixed(still, reference), tx, mesh, arithmetic)
+
+
+class Termination:
+    """Notes SIGTERM instead of dying of it, so that the step at hand can end and be saved."""
+
+    def __init__(self):
+        self.asked = False
+        self._former: Any = None
+
+    def __enter__(self) -> "Termination":
+        if threading.current_thread() is threading.main_thread():
+            self._former = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._former is not None:
+            signal.signal(signal.SIGTERM, self._former)
+
+    def _note(self, *_: object) -> None:
+        self.asked = True
+
+
+def _kept(policy: Policy, config: TrainConfig) -> dict[str, Any]:
+    """What of a policy changes from step to step."""
+    kept: dict[str, Any] = {"state": policy.state}
+    if _moves(config) and policy.fixed.reference:
+        kept["reference"] = policy.fixed.reference[0]
+    return kept
+
+
+def _taken_up(policy: Policy, kept: dict[str, Any]) -> Policy:
+    fixed = policy.fixed
+    if "reference" in kept:
+        fixed = fixed._replace(reference=(kept["reference"], fixed.still))
+    return policy._replace(state=kept["state"], fixed=fixed)
+
+
+def _moves(config: TrainConfig) -> bool:
+    """Whether the reference policy ever changes, and so must be saved."""
+    return bool(config.loss.beta and config.reference.every)
+
+
+@partial(jax.jit, static_argnames=("dtype",))
+def _cast(state: nnx.State, dtype: jnp.dtype) -> nnx.State:
+    return jax.tree.map(lambda x: x.astype(dtype), state)
+
+
+@partial(jax.jit, donate_argnames=("reference",))
+def _follow(reference: nnx.State, moving: nnx.State, mix: float) -> nnx.State:
+    return jax.tree.map(lambda old, new: (old + mix * (new - old)).astype(old.dtype), reference, moving)
+
+
+def _write_model(policy: Policy, source: Path, directory: Path) -> Path:
+    """Write the trained model, adapters merged, as a native checkpoint with the source's config and tokenizer."""
+    model = nnx.merge(policy.graph, policy.state.moving, policy.fixed.still)
+    merge(model.language.layers)
+    checkpoint.save(directory, model, source, force=True)
+    return directory
+
+
+def _samples(step: int, batch: Batch, drawn: Drawn, rewards_PG: np.ndarray) -> list[dict[str, Any]]:
+    """A row a video: what was said about it, what was read in that, and what it earned."""
+    return [
+        {
+            "step": step,
+            "video": row.name,
+            "mos": row.mos,
+            "completions": [
+                {
+                    "text": text,
+                    "rating": reading.parsed.score if isinstance(reading.parsed, Answer) else None,
+                    "formatted": reading.formatted,
+                    "reward": round(float(reward), 4),
+                }
+                for text, reading, reward in zip(texts_G, readings_G, rewards_G, strict=True)
+            ],
+        }
+        for row, texts_G, readings_G, rewards_G in zip(
+            batch.rows, drawn.texts_PG, drawn.readings_PG, rewards_PG, strict=True
+        )
+    ]
+
+
+def _not_finite(step: int, metrics: dict[str, float], batch: Batch, saved: Path) -> str:
+    return (
+        f"step {step}: the loss is {metrics['loss']} and the gradient's norm {metrics['grad_norm']}; the batch: "
+        f"{', '.join(row.name for row in batch.rows)}. The last good weights are saved in {saved / str(step)}; start a "
+        "new run with a smaller learning rate, or without the video that causes it"
+    )

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from vqathinker_jax.judge import Reply, Seen, Verdict
+    from vqathinker_jax.judge import Reply, Verdict
 
 
 def printable(text: str) -> str:
@@ -52,31 +52,26 @@ def print_row(row: object) -> None:
 
 def print_verdict(verdict: "Verdict") -> None:
     """Print a rating with its reasoning, or why there is none with what the model wrote, and the file's health."""
+    name = printable(verdict.video)
     if verdict.score is None:
-        _print_failure(verdict)
+        # A reason that lies in the file begins with its name.
+        print(f"{name}: failed: {printable((verdict.reason or '').removeprefix(f'{verdict.video}: '))}")
     else:
-        frames = f"{len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s"
-        print(f"{printable(verdict.video)}: {verdict.score:.2f} of 5  ({frames})")
+        print(f"{name}: {verdict.score:.2f} of 5  ({len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s)")
     print_lines(verdict.thinking or (verdict.text if verdict.score is None else ""), indent="    ")
     for sentence in verdict.health:
-        print_lines(f"note: {sentence}", indent="    ")
+        print(f"    note: {printable(sentence)}")
     print(flush=True)
 
 
 def print_reply(reply: "Reply") -> None:
-    """Print an answer, or why there is none; what is to be noted about it goes to standard error."""
-    if reply.status == "failed":
-        _print_failure(reply)
+    """Print an answer; why there is none, and what is to be noted about it, go to standard error."""
     print_lines(reply.text)
+    if reply.reason:
+        print(f"error: {printable(reply.reason)}", file=sys.stderr)
     notes = ["the answer is cut off; let it go on with --max-new-tokens"] if reply.cut_off else []
     for sentence in [*notes, *reply.health]:
         print(f"note: {printable(sentence)}", file=sys.stderr)
-
-
-def _print_failure(seen: "Seen") -> None:
-    # A reason about the file begins with its name as the user gave it.
-    reason = (seen.reason or "").removeprefix(f"{seen.video}: ")
-    print(f"{printable(seen.video)}: failed: {printable(reason)}")
 
 
 def print_table(verdicts: Sequence["Verdict"]) -> None:

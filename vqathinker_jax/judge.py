@@ -1,12 +1,13 @@
-"""One video in, a verdict out: the rating with its reasoning, or a failure with its reason.
+"""One video in, a verdict out: the rating with its reasoning, or a failure with its reason; or a reply to a question.
 
 This is where the host side (files, frames, prompts) and the device side (the jitted model) meet for scoring. A failure
-is a value: it carries the model's text and why no rating could be read from it.
+is a value: it carries the model's text and why no rating could be read from it. What is wrong with the settings is told
+from the model's dimensions alone (`check`), before there is a model.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from flax import nnx
 
 from vqathinker_jax.data import prompt
 from vqathinker_jax.data.frames import resize
-from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.data.video import check_decoder, read_clip
 from vqathinker_jax.generate import Sampling, encode, generate
+from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import parse_score
 from vqathinker_jax.records import Answer, Clip, InputError, VideoError
@@ -37,22 +39,20 @@ class View:
     def __post_init__(self):
         if self.frames < 1:
             raise InputError(f"frames is {self.frames}: at least one is needed")
+        check_decoder(self.decoder)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is known about one video after it was looked at: one row of `score --json`.
+class Seen:
+    """What one look at a video left behind, whatever was asked.
 
-    `score` is None where the judgement failed, and then `reason` says why. `text` is the whole completion, `thinking`
-    and `answer` its two parts. `seconds` is the wall time from file to verdict.
+    `text` is the whole completion. `reason` says why the look failed, and is None where it did not. `seconds` is the
+    wall time from file to text.
     """
 
     video: str
     decoder: str
     seconds: float
-    score: float | None = None
-    thinking: str = ""
-    answer: str = ""
     text: str = ""
     reason: str | None = None
     frame_indices: tuple[int, ...] = ()
@@ -62,80 +62,142 @@ class Verdict:
     @property
     def status(self) -> str:
         """ "ok" or "failed"."""
-        return "failed" if self.score is None else "ok"
+        return "ok" if self.reason is None else "failed"
 
     def row(self) -> dict[str, Any]:
-        """The verdict as JSON values."""
+        """All of it as JSON values."""
         return {"video": self.video, "status": self.status, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Verdict(Seen):
+    """A rating: one row of `score --json`. `score` is None where `reason` says why; `thinking` and `answer` are the two
+    parts of the text."""
+
+    score: float | None = None
+    thinking: str = ""
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Reply(Seen):
+    """An answer to a free question, `text`: the row of `ask --json`. `cut_off`: it would have gone on."""
+
+    question: str = ""
+    cut_off: bool = False
+
+
+def check(
+    config: ModelConfig,
+    tokenizer: "Qwen2Tokenizer",
+    view: View,
+    sampling: Sampling,
+    seed: int = 0,
+    question: str | None = None,
+) -> None:
+    """Nothing, where a model of these dimensions can be asked for a rating, or `question`, under these settings.
+
+    Raises: InputError where the tokenizer is another model's, an image size, a question or the whole prompt does not
+    fit, or the seed is none.
+    """
+    if len(tokenizer) > config.language.vocabulary:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {config.language.vocabulary}; "
+            "use the tokenizer that came with the weights"
+        )
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}: give 0 to {2**32 - 1}")
+    prompt_ids(config, tokenizer, view, sampling, question)
+
+
+def prompt_ids(
+    config: ModelConfig, tokenizer: "Qwen2Tokenizer", view: View, sampling: Sampling, question: str | None = None
+) -> np.ndarray:
+    """Ids, int32 [T], of the prompt that asks for a rating, or `question`.
+
+    Raises: InputError where the image size does not fit the model, the question is blank or reads as markup, or prompt
+    and completion exceed the model's positions.
+    """
+    motion, L = config.motion is not None, config.tokens_per_frame(view.image_size)
+    _check_length(view.frames * L, config, sampling)  # so that no endless prompt is ever written
+    asked = (
+        prompt.scoring_question(view.frames, motion)
+        if question is None
+        else prompt.asking_question(question, view.frames, motion)
+    )
+    ids_T = prompt.encode(tokenizer, asked, L, view.frames, motion)
+    _check_length(len(ids_T), config, sampling)
+    return ids_T
+
+
+def _check_length(tokens: int, config: ModelConfig, sampling: Sampling) -> None:
+    positions = config.language.max_positions
+    if tokens + sampling.max_new_tokens > positions:
+        raise InputError(
+            f"{tokens} prompt tokens and {sampling.max_new_tokens} new ones exceed the model's {positions} positions; "
+            "take fewer or smaller frames, or fewer new tokens"
+        )
 
 
 class Judge:
     """A model with its tokenizer, ready to look at videos; every video runs through the same compiled functions."""
 
     def __init__(self, model: VLM, tokenizer: "Qwen2Tokenizer", view: View, sampling: Sampling, seed: int = 0):
-        """Raises: InputError where the image size does not fit the model's patches."""
-        if len(tokenizer) > model.config.language.vocabulary:
-            raise InputError(
-                f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.language.vocabulary}; "
-                "use the tokenizer that came with the weights"
-            )
+        """Raises: InputError where `check` does."""
+        check(model.config, tokenizer, view, sampling, seed)
         self.graph, self.state = nnx.split(model)
+        self.config = model.config
         self.tokenizer = tokenizer
         self.tokens = prompt.special_tokens(tokenizer)
         self.view = view
         self.sampling = sampling
         self.seed = seed
-        self.positions = model.config.language.max_positions
-        self.has_motion = model.motion is not None
-        self.tokens_per_frame = model.config.tokens_per_frame(view.image_size)
 
     def score(self, video: Path, progress: Callable[[int], None] = lambda written: None) -> Verdict:
         """Rate one video (or picture) file; whatever is wrong with it ends in the verdict, not in an exception."""
+        seen, cut_off = self._look(video, None, progress)
+        if seen.reason:
+            return Verdict(**vars(seen))
+        parsed = parse_score(seen.text)
+        told = {"thinking": parsed.thinking, "answer": parsed.answer}
+        if isinstance(parsed, Answer):
+            return Verdict(**vars(seen), **told, score=parsed.score)
+        cut = f" (cut off after {self.sampling.max_new_tokens} tokens)" if cut_off else ""
+        return Verdict(**vars(replace(seen, reason=parsed.reason + cut)), **told)
+
+    def ask(self, video: Path, question: str, progress: Callable[[int], None] = lambda written: None) -> Reply:
+        """Answer a free question about one video (or picture) file, whose own faults end in the reply.
+
+        Raises: InputError for a question that is blank, too long, or reads as markup.
+        """
+        seen, cut_off = self._look(video, question, progress)
+        return Reply(**vars(seen), question=question, cut_off=cut_off)
+
+    def _look(self, video: Path, question: str | None, progress: Callable[[int], None]) -> tuple[Seen, bool]:
+        """The completion about one video, or why there is none; and whether it was cut off."""
         started = time.perf_counter()
+        ids_T = prompt_ids(self.config, self.tokenizer, self.view, self.sampling, question)
         try:
             clip = read_clip(video, self.view.frames, self.view.decoder)
         except VideoError as error:
-            return Verdict(str(video), self.view.decoder, _since(started), reason=str(error))
-        ids_T = self._ids(prompt.scoring_question(self.view.frames, self.has_motion))
+            return Seen(str(video), self.view.decoder, _since(started), reason=str(error)), False
         text, ended = self._complete([clip], [ids_T], progress)[0]
-        parsed = parse_score(text)
-        cut = "" if ended else f" (cut off after {self.sampling.max_new_tokens} tokens)"
-        return Verdict(
+        seen = Seen(
             video=str(video),
             decoder=self.view.decoder,
             seconds=_since(started),
-            score=parsed.score if isinstance(parsed, Answer) else None,
-            thinking=parsed.thinking,
-            answer=parsed.answer,
             text=text,
-            reason=None if isinstance(parsed, Answer) else parsed.reason + cut,
             frame_indices=clip.indices,
             frame_times_s=tuple(round(t, 4) for t in clip.times_s),
             health=clip.health,
         )
-
-    def ask(self, video: Path, question: str, progress: Callable[[int], None] = lambda written: None) -> str:
-        """The model's free answer to a question about one video.
-
-        Raises: VideoError where no frame can be read; InputError for a question that reads as markup.
-        """
-        ids_T = self._ids(prompt.asking_question(question, self.view.frames, self.has_motion))
-        return self._complete([read_clip(video, self.view.frames, self.view.decoder)], [ids_T], progress)[0][0]
-
-    def _ids(self, question: str) -> np.ndarray:
-        return prompt.encode(self.tokenizer, question, self.tokens_per_frame, self.view.frames, self.has_motion)
+        return seen, not ended
 
     def _complete(
         self, clips: list[Clip], ids_PT: list[np.ndarray], progress: Callable[[int], None]
     ) -> list[tuple[str, bool]]:
         """One completion a clip: its text, and whether it ended by itself."""
         ids_PS, mask_PS = prompt.pad_left(ids_PT, self.tokens.pad)
-        longest = ids_PS.shape[1] + self.sampling.max_new_tokens
-        if longest > self.positions:
-            raise InputError(
-                f"{ids_PS.shape[1]} prompt tokens and {self.sampling.max_new_tokens} new ones exceed the model's "
-                f"{self.positions} positions; take fewer or smaller frames, or fewer new tokens"
-            )
         frames_PFYXC = np.stack([resize(clip.frames_FYXC, self.view.image_size) for clip in clips])
         made = generate(
             self.graph,

@@ -9,7 +9,9 @@ import pytest
 import run
 from tests import checkpoints, clips
 
+SCORE = ["score", "clip.mp4", "--checkpoint", "{checkpoint}"]
 SMALL = ["--frames", "4", "--image-size", "56", "--max-new-tokens", "4"]
+ASK = ["ask", "--checkpoint", "{checkpoint}", *SMALL, "gone.mp4"]
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +66,84 @@ def test_a_table_names_every_video_and_steers_no_terminal(command, checkpoint: P
     [
         (["score"], "no paths given"),
         (["score", "clip.mp4", "--checkpoint", "{empty}"], "no config.json"),
-        (["score", "clip.mp4", "--checkpoint", "{checkpoint}", "--image-size", "50"], "not a multiple of 28"),
-        (["score", "clip.mp4", "--checkpoint", "{checkpoint}", "--frames", "0"], "frames is 0"),
-        (["score", "clip.mp4", "--checkpoint", "{checkpoint}", "--top-p", "0"], "top_p"),
+        ([*SCORE, "--image-size", "50"], "not a multiple of 28"),
+        ([*SCORE, "--frames", "0"], "frames is 0"),
+        ([*SCORE, "--top-p", "0"], "top_p"),
         (["score", "{empty}", "--checkpoint", "{checkpoint}"], "no videos or pictures"),
-        (["ask", "gone.mp4", "Is it sharp?", "--checkpoint", "{checkpoint}", *SMALL], "gone.mp4: no such file"),
-        (["ask", "gone.mp4", "<image>", "--checkpoint", "{checkpoint}", *SMALL], "the question holds <image>"),
+        (
+            ["score", "clip.mp4", "--checkpoint", "{checkpoint}", "--image-size", "28"],
+            "small for the motion branch; try 56",
+        ),
+        ([*SCORE, "--max-new-tokens", "40000"], "model's 32768 positions"),
+        ([*SCORE, "--frames", "9" * 9], "model's 32768 positions"),
+        ([*SCORE, "--image-size", "28" + "0" * 9], "32768 positions"),
+        ([*SCORE, "--seed", str(2**70)], "give 0 to 4294967295"),
+        ([*SCORE, "--seed", "-1"], "seed is -1"),
+        ([*SCORE, "--decoder", "decord"], "pip install decord"),
+        ([*SCORE, "--slowfast", "gone.pyth"], "brings SlowFast's weights"),
+        ([*ASK, "<image>"], "the question holds <image>"),
+        ([*ASK, " "], "the question is empty"),
+        ([*ASK, "why? " * 20000], "model's 32768 positions"),
         (["convert", "{empty}", "{empty}/out"], "no config.json"),
         (["convert", "{checkpoint}", "{checkpoint}", "--force"], "holds other things"),
         (["score", ""], "an empty path"),
         (["score", "clip.mp4", "--no-such-option"], "no-such-option"),
     ],
 )
-def test_wrong_usage_is_one_error_and_status_2(command, checkpoint: Path, tmp_path: Path, capsys, arguments, found):
+def test_wrong_usage_is_one_error_before_weights_are_read_and_status_2(
+    command, checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, arguments: list[str], found: str
+):
+    monkeypatch.setitem(sys.modules, "decord", None)
     (tmp_path / "empty").mkdir()
     filled = [a.format(checkpoint=checkpoint, empty=tmp_path / "empty") for a in arguments]
     assert command(*filled) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert any(found in line for line in errors) or "no-such-option" in found
+    printed, told = capsys.readouterr()
+    assert not printed
+    assert "loading" not in told
+    if "no-such-option" not in found:
+        assert [line.startswith("error: ") for line in told.splitlines()] == [True]
+    assert found in told
+
+
+def test_an_answer_to_a_question_tells_that_it_is_cut_off_and_what_is_wrong_with_the_file(
+    command, checkpoint: Path, tmp_path: Path, capsys
+):
+    clip = clips.write(tmp_path / "clip.mp4", 40, options=clips.FAST, container_options={"movflags": "faststart"})
+    clip.write_bytes(clip.read_bytes()[:-400])
+    asked = ["ask", clip, "Is it sharp?", "--checkpoint", checkpoint, *SMALL]
+    assert command(*asked) == 0
+    printed, told = capsys.readouterr()
+    assert printed.strip()
+    assert "note: the answer is cut off; let it go on with --max-new-tokens" in told
+    assert "note: damaged: " in told
+    assert command(*asked, "--json") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["video"], row["status"], row["question"]) == (str(clip), "ok", "Is it sharp?")
+    assert row["cut_off"]
+    assert row["text"].splitlines() == printed.splitlines()
+    assert row["health"][0].startswith("damaged: ")
+    assert len(row["frame_indices"]) == len(row["frame_times_s"]) == 4
+
+
+def test_a_question_about_a_file_that_cannot_be_read_fails(command, checkpoint: Path, tmp_path: Path, capsys):
+    asked = ["ask", tmp_path / "gone.mp4", "Is it sharp?", "--checkpoint", checkpoint, *SMALL]
+    assert command(*asked) == 1
+    printed, told = capsys.readouterr()
+    assert not printed
+    assert told.splitlines()[-1] == f"error: {tmp_path}/gone.mp4: no such file; check the path"
+    assert command(*asked, "--json") == 1
+    row = json.loads(capsys.readouterr().out)
+    assert (row["status"], row["text"], row["cut_off"]) == ("failed", "", False)
+    assert "no such file" in row["reason"]
+
+
+def test_a_path_without_videos_fails_alone(command, checkpoint: Path, tmp_path: Path, capsys):
+    clips.write(tmp_path / "clip.mp4", 8)
+    given = [tmp_path / "clip.mp4", f"{tmp_path}/*.avi", tmp_path / "." / "clip.mp4"]
+    assert command("score", *given, "--json", "--checkpoint", checkpoint, *SMALL) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(row["video"]).name for row in rows] == ["clip.mp4", "*.avi"]
+    assert "no such file" in rows[1]["reason"]
 
 
 def test_a_converted_checkpoint_answers_as_its_source(command, checkpoint: Path, tmp_path: Path, capsys):

@@ -9,6 +9,7 @@ a picture stands for copies of itself in scoring too; frames are upright, by fli
 
 from codecs import getincrementaldecoder
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -35,8 +36,7 @@ def read_clip(path: str | Path, frames: int, decoder: str = "pyav") -> Clip:
         InputError: the decoder is none of `READERS`, or its package is missing.
     """
     path = Path(path)
-    if decoder not in READERS:
-        raise InputError(f"decoder {decoder!r} is unknown; choose one of {', '.join(READERS)}")
+    check_decoder(decoder)
     if path.is_dir():
         raise VideoError(f"{path}: a folder, not a video; name the files in it")
     if not path.exists():
@@ -54,6 +54,18 @@ def read_clip(path: str | Path, frames: int, decoder: str = "pyav") -> Clip:
         raise VideoError(f"{path}: holds text, not video; name the video itself")
     reader = read_picture if path.suffix.lower() in PICTURES else READERS[decoder]
     return reader(path, frames)
+
+
+def check_decoder(decoder: str) -> None:
+    """Nothing, where a decoder can be used.
+
+    Raises:
+        InputError: it is none of `READERS`, or its package is missing.
+    """
+    if decoder not in READERS:
+        raise InputError(f"decoder {decoder!r} is unknown; choose one of {', '.join(READERS)}")
+    if decoder == "decord":
+        _import_decord()
 
 
 def read_picture(path: Path, frames: int) -> Clip:
@@ -79,10 +91,7 @@ def read_with_decord(path: Path, frames: int) -> Clip:
         VideoError: decord cannot read the file, though PyAV might.
         InputError: decord is not installed.
     """
-    try:
-        import decord
-    except (ImportError, OSError):
-        raise InputError("decoder 'decord' is not installed here; pip install decord, or use 'pyav'") from None
+    decord = _import_decord()
     with opened(path):  # for its errors, which say more than decord's
         decord.logging.set_level(decord.logging.QUIET)
     try:
@@ -95,6 +104,14 @@ def read_with_decord(path: Path, frames: int) -> Clip:
     if frames_FYXC.shape[-1] != 3:  # it takes the padding of short rows for more channels
         raise VideoError(f"{path}: decord garbles frames as narrow as this; use --decoder pyav")
     return Clip(frames_FYXC, indices, tuple(start - starts_s[0] for start in starts_s[1:]))
+
+
+def _import_decord() -> ModuleType:
+    try:
+        import decord
+    except (ImportError, OSError):
+        raise InputError("decoder 'decord' is not installed here; pip install decord, or use 'pyav'") from None
+    return decord
 
 
 READERS: dict[str, FrameReader] = {"pyav": decode, "decord": read_with_decord}

@@ -1,0 +1,64 @@
+"""What is printed about texts of any origin: every line of them, and nothing that steers a terminal."""
+
+import json
+
+import pytest
+
+from vqathinker_jax import console
+from vqathinker_jax.judge import Reply, Verdict
+
+STEERING = "sharp\x1b[2J\x07\nbut \u202eblocky\x9b\r\nat\tthe end"
+SHOWN = ["sharp\ufffd[2J\ufffd", "but \ufffdblocky\ufffd", "at\ufffdthe end"]
+
+
+def test_a_reply_keeps_its_lines_and_loses_its_control_characters(capsys: pytest.CaptureFixture[str]):
+    console.print_reply(Reply("clip.mp4", "pyav", 1.0, text=STEERING, health=("odd\x1b",), cut_off=True))
+    printed, told = capsys.readouterr()
+    assert printed.splitlines() == SHOWN
+    assert told.splitlines() == ["note: the answer is cut off; let it go on with --max-new-tokens", "note: odd\ufffd"]
+
+
+def test_a_reply_that_failed_is_an_error(capsys: pytest.CaptureFixture[str]):
+    console.print_reply(Reply("a\x1b.mp4", "pyav", 1.0, reason="a\x1b.mp4: no such file; check the path"))
+    assert capsys.readouterr() == ("", "error: a\ufffd.mp4: no such file; check the path\n")
+
+
+def test_a_verdict_shows_its_reasoning_line_by_line(capsys: pytest.CaptureFixture[str]):
+    verdict = Verdict("a\nb.mp4", "pyav", 1.0, frame_indices=(0, 3), health=("odd",), score=4.5, thinking=STEERING)
+    console.print_verdict(verdict)
+    rating, *lines = capsys.readouterr().out.splitlines()
+    assert rating == "a\ufffdb.mp4: 4.50 of 5  (2 frames, 1.0 s)"
+    assert lines == [*(f"    {line}" for line in SHOWN), "    note: odd", ""]
+
+
+def test_a_failed_verdict_names_its_file_once_and_keeps_what_was_written(capsys: pytest.CaptureFixture[str]):
+    console.print_verdict(Verdict("a.mp4", "pyav", 1.0, reason="a.mp4: an empty file; export it again"))
+    console.print_verdict(Verdict("a.mp4", "pyav", 1.0, reason="no <answer> tags", text="fine\nit is"))
+    assert capsys.readouterr().out.splitlines() == [
+        "a.mp4: failed: an empty file; export it again",
+        "",
+        "a.mp4: failed: no <answer> tags",
+        "    fine",
+        "    it is",
+        "",
+    ]
+
+
+def test_a_table_has_the_best_first_and_the_failed_last(capsys: pytest.CaptureFixture[str]):
+    scores = {"bad.mp4": 1.25, "none.mp4": None, "good.mp4": 4.0}
+    console.print_table([Verdict(name, "pyav", 1.0, score=score, reason=None) for name, score in scores.items()])
+    assert capsys.readouterr().out.splitlines() == ["  4.00  good.mp4", "  1.25  bad.mp4", "failed  none.mp4"]
+
+
+def test_a_row_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]):
+    row = Verdict("\u2028.mp4", "pyav", 1.0, text=STEERING, reason="none").row()
+    console.print_row(row)
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert len(printed.splitlines()) == 1
+    assert json.loads(printed)["text"] == STEERING
+
+
+def test_an_error_is_a_line_for_each_fault(capsys: pytest.CaptureFixture[str]):
+    console.print_error(ValueError("one\x1b\ntwo"))
+    assert capsys.readouterr() == ("", "error: one\ufffd\nerror: two\n")

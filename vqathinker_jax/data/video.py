@@ -7,6 +7,7 @@ Deviations from the reference: a damaged file is read as far as it goes and says
 a picture stands for copies of itself in scoring too; frames are upright, by flips and by pictures' EXIF tags as well.
 """
 
+import warnings
 from codecs import getincrementaldecoder
 from pathlib import Path
 from types import ModuleType
@@ -75,12 +76,14 @@ def read_picture(path: Path, frames: int) -> Clip:
         VideoError: the file is no picture that Pillow reads.
     """
     try:
-        with Image.open(path) as picture:
+        # What Pillow warns of it then fails at, or it is a picture's notes about itself, which nobody asked for.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
             if picture.mode[0] in "IF":  # which Pillow would clip to white
                 raise ValueError("more than 8 bits of grey")
             frame_YXC = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path}: not a readable picture ({error}); export it again") from None
+    except Exception as error:  # of damaged files Pillow raises whatever it stumbles over
+        found = " ".join(str(error).split()) or type(error).__name__
+        raise VideoError(f"{path}: not a readable picture ({found}); export it again") from None
     return Clip(np.broadcast_to(frame_YXC, (frames, *frame_YXC.shape)), sample_indices(0, frames), (0.0,) * frames)
 
 

@@ -86,7 +86,7 @@ def test_frames_are_upright(tmp_path: Path, turn: str):
 
 
 class TestPictures:
-    @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "bmp"])
+    @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "bmp", "tif", "TIFF"])
     @pytest.mark.parametrize("decoder", READERS)
     def test_a_picture_is_copies_of_itself(self, tmp_path: Path, suffix: str, decoder: str):
         path = tmp_path / f"picture.{suffix}"
@@ -96,6 +96,22 @@ class TestPictures:
         assert clip.indices == (0,) * 6
         assert clip.times_s == (0.0,) * 6
         assert clip.health == ()
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "lzw.tiff"])
+    def test_a_picture_that_is_cut_off_is_refused_in_one_line(
+        self, tmp_path: Path, suffix: str, recwarn: pytest.WarningsRecorder
+    ):
+        path = tmp_path / f"picture.{suffix}"
+        Image.fromarray(clips.picture(77)).save(path, compression="tiff_lzw" if "lzw" in suffix else None)
+        whole = path.read_bytes()
+        for length in (30, len(whole) // 3, len(whole) // 2, len(whole) - 30):
+            path.write_bytes(whole[:length])
+            with pytest.raises(
+                VideoError, match=r"picture\..*: not a readable picture \(.*\); export it again$"
+            ) as error:
+                read_clip(path, 2)
+            assert "\n" not in str(error.value)
+        assert not recwarn.list
 
     def test_a_picture_is_upright(self, tmp_path: Path):
         exif = Image.Exif()

@@ -137,7 +137,8 @@ def pad_left(prompts_PT: Sequence[np.ndarray], pad: int, bucket: int = 128) -> t
 def load_tokenizer(directory: Path) -> Qwen2Tokenizer:
     """The tokenizer of a checkpoint folder, read from its own files: nothing is fetched and no code in it runs.
 
-    Raises: CheckpointError where the files are missing or unreadable, or the vocabulary lacks a token of the template.
+    Raises: CheckpointError where the files are missing, unreadable, or of another kind of tokenizer, or the vocabulary
+    lacks a token of the template.
     """
     if not ((directory / "tokenizer.json").is_file() or (directory / "vocab.json").is_file()):
         raise CheckpointError(
@@ -159,6 +160,11 @@ def load_tokenizer(directory: Path) -> Qwen2Tokenizer:
     if missing:
         raise CheckpointError(
             f"{directory}: the tokenizer lacks {', '.join(missing)}: use the tokenizer of an InternVL3 checkpoint"
+        )
+    text = render(scoring_question(1, motion=True))
+    if tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) != text:
+        raise CheckpointError(
+            f"{directory}: the tokenizer loses text, as no Qwen2 one does: use the tokenizer of an InternVL3 checkpoint"
         )
     return tokenizer
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from vqathinker_jax.data.prompt import (
     SLOT,
@@ -162,5 +163,38 @@ def test_load_tokenizer_refuses_damaged_files(tokenizer_folder: Path, damage: st
     else:
         path.write_text(json.dumps(json.loads(path.read_text()))[:100])
     with pytest.raises(CheckpointError, match="cannot be read") as refusal:
+        load_tokenizer(tokenizer_folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", [models.WordLevel, models.Unigram, models.WordPiece])
+def test_load_tokenizer_refuses_another_kind(tokenizer, tmp_path: Path, kind: type[models.Model]):
+    tokenizer.save_pretrained(tmp_path)
+    Tokenizer(kind()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="the tokenizer loses text, as no Qwen2 one does: use the") as refusal:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("part", ["model", "added_tokens", "normalizer", "pre_tokenizer", "decoder", None])
+@pytest.mark.parametrize("value", [3, "x", [1], {"type": "Sequence"}], ids=repr)
+def test_load_tokenizer_refuses_values_of_the_wrong_type_in_one_line(
+    tokenizer, tmp_path: Path, part: str | None, value: object
+):
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value} if part else value))
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}: the tokenizer .*: (copy|use) ") as refusal:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["[]", "3", "null", '{"a": "b"}', '{"pad_token": 5}'])
+def test_load_tokenizer_takes_other_files_of_the_wrong_type_for_damaged_too(
+    tokenizer_folder: Path, name: str, content: str
+):
+    (tokenizer_folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=f"^{tokenizer_folder}: the tokenizer .*: (copy|use) ") as refusal:
         load_tokenizer(tokenizer_folder)
     assert "\n" not in str(refusal.value)

@@ -25,8 +25,14 @@ IMAGE_TOKEN, STOP, PAD = 90, 91, 92
 SIZE, FRAMES, TOKENS = 84, 2, 12
 KINDS = {"300M": ("layer_norm", False, True), "6B": ("rms_norm", True, False)}
 
+# The chat format masks by `sliding_window` whatever `use_sliding_window` says, which its own Transformers did and
+# today's does not: so the oracle is told to. A prompt has 25 tokens.
+WINDOW = 10
+CASES = [f"{kind}-{form}" for kind in ("300M-untied", "6B-untied", "300M-tied") for form in ("transformers", "chat")]
+CASES += ["300M-window-chat"]
 
-def oracle(kind: str, *, tied: bool) -> InternVLForConditionalGeneration:
+
+def oracle(kind: str, *, tied: bool, window: int | None) -> InternVLForConditionalGeneration:
     """A random InternVL with weights large enough that a mistake shows."""
     norm, qk_norm, bias = KINDS[kind]
     vision = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80}
@@ -34,6 +40,7 @@ def oracle(kind: str, *, tied: bool) -> InternVLForConditionalGeneration:
     text = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     text |= {"intermediate_size": 96, "vocab_size": 96, "rms_norm_eps": 1e-6, "model_type": "qwen2"}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    text |= {"use_sliding_window": window is not None, "sliding_window": window, "max_window_layers": 0}
     config = InternVLConfig(
         vision_config={**vision, "model_type": "internvl_vision", "patch_size": [14, 14], "layer_norm_eps": 1e-6},
         text_config=text,
@@ -55,24 +62,31 @@ def oracle(kind: str, *, tied: bool) -> InternVLForConditionalGeneration:
     return model
 
 
-@pytest.fixture(scope="module", params=["300M-untied", "6B-untied", "300M-tied"])
-def torch_model(request: pytest.FixtureRequest) -> InternVLForConditionalGeneration:
-    kind, head = request.param.split("-")
-    return oracle(kind, tied=head == "tied")
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    """Kind of tower, kind of head or attention, format."""
+    return tuple(request.param.split("-"))
 
 
-@pytest.fixture(scope="module", params=["transformers", "chat"])
+@pytest.fixture(scope="module")
+def torch_model(case: tuple[str, str, str]) -> InternVLForConditionalGeneration:
+    kind, head, _ = case
+    return oracle(kind, tied=head == "tied", window=WINDOW if head == "window" else None)
+
+
+@pytest.fixture(scope="module")
 def ours(
-    request: pytest.FixtureRequest,
+    case: tuple[str, str, str],
     torch_model: InternVLForConditionalGeneration,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> VLM:
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "transformers":
+    form = case[-1]
+    folder = tmp_path_factory.mktemp(form)
+    if form == "transformers":
         torch_model.save_pretrained(folder)
     else:
         write_chat(torch_model, folder)
-    return load(folder, unrolled=request.param == "chat")
+    return load(folder, unrolled=form == "chat")
 
 
 def write_chat(model: InternVLForConditionalGeneration, folder: Path) -> None:
@@ -129,7 +143,7 @@ def write_chat(model: InternVLForConditionalGeneration, folder: Path) -> None:
             **text.to_dict(),
             "rope_theta": 1e6,
             "tie_word_embeddings": config.tie_word_embeddings,
-            "sliding_window": None,
+            "use_sliding_window": False,
         },
     }
     (folder / "config.json").write_text(json.dumps(raw, default=str))

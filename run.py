@@ -28,6 +28,7 @@ DEMO_NOTICE = (
     "Give --checkpoint a VQAThinker folder for real ones."
 )
 PATHS_HELP = "Files (a picture counts as a still video), folders (searched for videos and pictures) or globs."
+META_HELP = "The reference's JSON, a CSV (video,mos), training JSON lines, a YAML list of these, or a folder of videos."
 JSON_HELP = "One JSON object a line on standard output, and nothing else there."
 
 
@@ -103,6 +104,65 @@ def ask(
     return int(reply.status == "failed")
 
 
+def evaluate(
+    meta: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="META", help=META_HELP)],
+    output: Path,
+    videos: Path | None = None,
+    preset: Literal["paper"] | None = None,
+    task: Literal["score", "choice", "describe"] = "score",
+    batch_size: int = 4,
+    workers: int = 2,
+    resume: bool = True,
+    share: str = "1/1",
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
+) -> int:
+    """Run the model over whole sets of videos, and hold its ratings against labels; interrupted, it goes on.
+
+      python run.py evaluate konvid.json --videos KoNViD_1k --output runs/konvid --checkpoint VQAThinker-8B
+      python run.py evaluate videos/ --output runs/mine
+
+    Args:
+        output: Folder for predictions, figures and the report; the same command again does only what is missing.
+        videos: Folder of the videos; by default the meta's own.
+        preset: "paper" takes the paper's ten sets under its names (META: a folder of their metas) and its figures.
+        task: What to ask: a rating, the questions of META (JSON lines), or a free description.
+        batch_size: Videos on the device at a time.
+        workers: Processes that decode videos; 0 decodes between answers.
+        resume: Go on with what is in the output folder; without, start over.
+        share: Which part to do, as 2/4 on the second of four hosts; run once without it afterwards.
+    """
+    from vqathinker_jax import evaluate as evaluation
+    from vqathinker_jax import summary
+    from vqathinker_jax.data.labels import read_choices, read_sets
+    from vqathinker_jax.data.paper import read_paper
+    from vqathinker_jax.predictions import Share
+    from vqathinker_jax.tasks import TASKS
+
+    part, pace = Share.parse(share), evaluation.Pace(batch_size, workers)
+    read = read_choices if task == "choice" else read_paper if preset == "paper" else read_sets
+    sets = read(meta, videos)
+    judge = _open(model)
+    with console.counting("looking at videos") as count:
+        rows, made_by = evaluation.evaluate(
+            judge,
+            sets,
+            output,
+            TASKS[task],
+            pace=pace,
+            resume=resume,
+            share=part,
+            report=lambda now: count(now.done, now.total, f"{now.failed + now.absent} failed"),
+        )
+    results = summary.join(sets, rows)
+    figures = summary.summarise(results, made_by)
+    summary.write(output, results, figures)
+    print(summary.markdown(figures))
+    print(f"wrote {output}")
+    if _is_demo(model):
+        print(f"({DEMO_NOTICE})")
+    return int(any(result.count("ok") < len(result.entries) for result in results))
+
+
 def convert(
     source: tyro.conf.Positional[Path],
     target: tyro.conf.Positional[Path],
@@ -121,14 +181,44 @@ def convert(
         dtype: Dtype of the written weights; stored keeps each tensor's own.
         force: Replace a target that is not empty.
     """
-    from convert.load import convert_checkpoint
+    from convert.native import convert_checkpoint
     from vqathinker_jax.checkpoint import read_config
     from vqathinker_jax.data.prompt import load_tokenizer
 
     read_config(source)
     load_tokenizer(source)
-    convert_checkpoint(source, target, slowfast=slowfast, dtype=None if dtype == "stored" else dtype, force=force)
-    print(f"wrote {target}")
+    kind = None if dtype == "stored" else dtype
+    notes = convert_checkpoint(source, target, slowfast=slowfast, dtype=kind, force=force)
+    console.print_lines("\n".join([f"wrote {target}", *(f"note: {note}" for note in notes)]))
+    return 0
+
+
+def export(
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    to: Annotated[Literal["chat", "transformers"], tyro.conf.arg(name="format")],
+    slowfast: Path | None = None,
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    force: bool = False,
+) -> int:
+    """Write a checkpoint in a format of the PyTorch world: for vLLM, Transformers, or the original's own scripts.
+
+      python run.py export vqathinker-8b VQAThinker-8B-mine --format chat
+
+    Args:
+        source: Folder of a native checkpoint, or of one in either format.
+        target: Folder to write.
+        to: chat holds everything as the original has it; transformers is for InternVLForConditionalGeneration, with the
+            motion branch in a file beside.
+        slowfast: SlowFast weights, for a checkpoint that has a motion branch but not these.
+        dtype: Dtype of the written weights; stored keeps each tensor's own.
+        force: Replace a checkpoint that is in target.
+    """
+    from convert.export import export_checkpoint
+
+    kind = None if dtype == "stored" else dtype
+    notes = export_checkpoint(source, target, to, slowfast=slowfast, dtype=kind, force=force)
+    console.print_lines("\n".join([f"wrote {target}", *(f"note: {note}" for note in notes)]))
     return 0
 
 
@@ -244,7 +334,15 @@ def _is_demo(options: ModelOptions) -> bool:
 
 def main() -> int:
     """Run one command; a fault in what the user gave is one line on standard error."""
-    commands = {"score": score, "ask": ask, "train": train, "convert": convert, "doctor": doctor}
+    commands = {
+        "score": score,
+        "ask": ask,
+        "evaluate": evaluate,
+        "train": train,
+        "convert": convert,
+        "export": export,
+        "doctor": doctor,
+    }
     try:
         if sys.argv[1:2] == ["train"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
             return _train(Path(sys.argv[2]), sys.argv[3:])

@@ -1,7 +1,8 @@
 """The published formats, each as one table of names, and the settlement of what `config.json` leaves open.
 
 Enters: a checkpoint's folder. Leaves: a `Source`, in which the config, the rules and the tensors agree on whether there
-is a motion branch, where SlowFast's weights are, and whether the head is tied; no weight is read yet.
+is a motion branch, where SlowFast's weights are, and whether the head is tied. No weight is read yet, but for a head
+that is stored although the config ties it, and the embedding it is compared with.
 """
 
 import re
@@ -34,6 +35,8 @@ TRANSFORMERS_STATE = (
 )
 """What the parameters are called in a running Transformers model, and in files written from its state dict."""
 
+SPELLINGS = {"chat": CHAT, "transformers": TRANSFORMERS, "transformers-state": TRANSFORMERS_STATE}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -41,6 +44,7 @@ class Source:
 
     directory: Path
     config: ModelConfig
+    spelling: str
     table: Table
     tensors: Mapping[str, Tensor]
 
@@ -56,15 +60,16 @@ def open_source(directory: Path, slowfast: Path | None = None) -> Source:
     tensors = open_folder(directory)
     if not any(name.startswith((motion.PROJECTOR, motion.ROOTS[0])) for name in tensors):
         config = replace(config, motion=None)
-    source = Source(directory, config, recognise(raw, tensors), tensors)
+    spelling = recognise(raw, tensors)
+    source = Source(directory, config, spelling, SPELLINGS[spelling], tensors)
     return _settle_head(_settle_slowfast(source, slowfast), lenient=raw["model_type"] == "internvl")
 
 
-def recognise(raw: Mapping[str, Any], names: Iterable[str]) -> Table:
-    """The table of the format that the config names, in the spelling that the tensors follow."""
+def recognise(raw: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The key in `SPELLINGS` of the format that the config names, as the tensors spell it."""
     if raw["model_type"] == "internvl_chat":
-        return CHAT
-    return TRANSFORMERS_STATE if any(name.startswith("model.") for name in names) else TRANSFORMERS
+        return "chat"
+    return "transformers-state" if any(name.startswith("model.") for name in names) else "transformers"
 
 
 def _settle_slowfast(source: Source, path: Path | None) -> Source:
@@ -100,7 +105,7 @@ def _settle_head(source: Source, *, lenient: bool) -> Source:
     if not source.config.language.tied or not {head, embedding} <= source.tensors.keys():
         return source
     if np.array_equal(source.tensors[head].read(), source.tensors[embedding].read()):
-        equal = Ignored(re.escape(head), "equals the embedding that it is tied to")
+        equal = Ignored(re.escape(head), "equals the embedding that it is tied to", carried=False)
         return replace(source, table=source.table + Table((), (equal,)))
     if lenient:
         untied = replace(source.config.language, tied=False)

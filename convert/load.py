@@ -1,7 +1,8 @@
 """A checkpoint folder in, a model out.
 
-All that does not fit is found from the files' headers, before any weight is read. Then weights are read one tensor at a
-time into one array of ours at a time, so memory peaks at the model and its largest array.
+All that does not fit is found from the files' headers, before weights are read, but for one question that only they
+answer: whether a head stored beside the embedding it is tied to equals it (`formats.py`). Then weights are read one
+tensor at a time into one array of ours at a time, so memory peaks at the model and its largest array.
 """
 
 import itertools
@@ -16,13 +17,21 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from convert.formats import Source, open_source
+from convert.packing import copy_into
 from convert.rule import Link, Shape, faults, link
 from convert.tensors import STORED, Tensor
-from vqathinker_jax.checkpoint import abstract_model, arrays, check_free, fill, is_native, refuse, restore, save
+from vqathinker_jax.checkpoint import abstract_model, arrays, fill, is_native, native_config, refuse, restore
+from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
 
-_BLOCK = 256
+
+def open_config(directory: Path, *, slowfast: Path | None = None) -> ModelConfig:
+    """The dimensions of the model that `open_model` would load, from small files and headers.
+
+    Raises: CheckpointError where they are damaged or missing, or the config is unsupported.
+    """
+    return native_config(directory) if is_native(directory) else open_source(directory, slowfast).config
 
 
 def open_model(
@@ -42,23 +51,6 @@ def open_model(
     if slowfast:
         raise CheckpointError(f"{directory}: a native checkpoint has no use for {slowfast}; leave --slowfast out")
     return restore(directory, dtype=dtype, unrolled=unrolled)
-
-
-def convert_checkpoint(
-    source: Path, target: Path, *, slowfast: Path | None = None, dtype: DTypeLike | None = None, force: bool = False
-) -> None:
-    """Write the checkpoint of the PyTorch world in `source` as a native one to `target`, with a bar on stderr.
-
-    dtype, slowfast: as for `load`. force: replace what is in `target`.
-
-    Raises: CheckpointError where `source` does not load, or `target` is taken.
-    """
-    check_free(target, force=force)
-    if is_native(source):
-        raise CheckpointError(f"{source}: is a native checkpoint already; copy the folder")
-    if source.resolve().is_relative_to(target.resolve()):
-        raise CheckpointError(f"{target}: holds {source}, which is still needed; name another folder")
-    save(target, load(source, dtype=dtype, slowfast=slowfast, progress=True), source, force=force)
 
 
 def load(
@@ -111,25 +103,5 @@ def stream(
         for each in group:
             parts = each.form.to_ours([tensors[name].read() for name in each.theirs], each.shapes)
             for path, part in zip(paths, parts, strict=True):
-                _copy(part, filling[path] if each.layer is None else filling[path][each.layer])
+                copy_into(part, filling[path] if each.layer is None else filling[path][each.layer])
         yield from filling.items()
-
-
-def _copy(source: np.ndarray, target: np.ndarray) -> None:
-    """`target[...] = source`, in square blocks: most sources are transposed matrices, and this is 5 times as fast."""
-    source, target = _matrix(source), target.reshape(_matrix(source).shape)
-    if source.ndim != 2 or source.flags.c_contiguous:
-        target[...] = source
-        return
-    for i, j in itertools.product(*(range(0, size, _BLOCK) for size in source.shape)):
-        block = slice(i, i + _BLOCK), slice(j, j + _BLOCK)
-        target[block] = source[block]
-
-
-def _matrix(array: np.ndarray) -> np.ndarray:
-    """The array with each run of axes that lie one within the other in memory as one axis."""
-    shape: list[int] = []
-    for axis, size in enumerate(array.shape):
-        inside = axis > 0 and array.strides[axis - 1] == size * array.strides[axis]
-        shape = [*shape[:-1], shape[-1] * size] if inside else [*shape, size]
-    return array.reshape(shape)

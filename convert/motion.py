@@ -3,6 +3,8 @@
 Axes: O I channels out and in, T Y X the kernel in time and space, Z motion features, D language width.
 """
 
+from collections.abc import Iterable
+
 from convert.rule import Ignored, Rule, Table, row
 
 PROJECTOR = "motion_mlp."
@@ -42,9 +44,15 @@ def slowfast(root: str) -> Table:
         tuple(rules),
         (
             Ignored(r".*\.num_batches_tracked", "counts batches of a training long past"),
-            Ignored(r"blocks\.[56]\..*", "SlowFast's own pooling and classifier"),
+            Ignored(r"blocks\.[56]\..*", "SlowFast's own pooling and classifier", carried=False),
         ),
     )
+
+
+def counters(names: Iterable[str]) -> list[str]:
+    """The counters of batches that PyTorch keeps beside the statistics among these names of the checkpoint's."""
+    statistics = [name for name in names if name.startswith(ROOTS[0]) and name.endswith(".running_var")]
+    return [name.removesuffix("running_var") + "num_batches_tracked" for name in statistics]
 
 
 def _fusion(root: str, block: int, ours: str) -> list[Rule]:

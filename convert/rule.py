@@ -85,10 +85,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Ignored:
-    """Tensors, by a pattern of their full name, that carry nothing our model needs, and why."""
+    """Tensors, by a pattern of their full name, that carry nothing our model needs, and why.
+
+    carried: a conversion keeps them all the same, to hand them back with the weights they came with.
+    """
 
     pattern: str
     reason: str
+    carried: bool = True
 
 
 @dataclass(frozen=True)

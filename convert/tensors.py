@@ -11,19 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert.rule import Shape
 from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.stored import DTYPES, NAMES
 
-STORED = {
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(jnp.bfloat16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
-}
+STORED = {name: DTYPES[name] for name in ("F16", "BF16", "F32", "F64")}
 """The dtypes that weights may have; quantised ones are not supported."""
 
 MOTION_FILE = "motion.safetensors"
@@ -106,7 +101,7 @@ def open_file(path: Path) -> dict[str, Tensor]:
 
 def _tensor(path: Path, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     def read() -> np.ndarray:
-        flat = np.fromfile(path, STORED[dtype], math.prod(shape), offset=start + data_offsets[0])
+        flat = np.fromfile(path, DTYPES[dtype], math.prod(shape), offset=start + data_offsets[0])
         return flat.reshape(shape)
 
     return Tensor(tuple(shape), dtype, read)
@@ -137,5 +132,6 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{path}: not a file that torch can read ({error}); download it again") from error
     state = state.get("model_state", state) if isinstance(state, dict) else {}
-    arrays = {name: value.float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
-    return {name: Tensor(array.shape, "F32", lambda array=array: array) for name, array in arrays.items()}
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    arrays = {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in tensors.items()}
+    return {name: Tensor(x.shape, NAMES[x.dtype], lambda x=x: x) for name, x in arrays.items()}

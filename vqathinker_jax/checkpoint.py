@@ -1,103 +1,147 @@
-"""The native checkpoint: a folder with the weights as orbax writes them, and beside them all that came with them.
+"""The native checkpoint: a folder with the weights in our own names and layouts, and all that came with them.
 
-    weights/          one array a parameter, under its path in the model; layers stacked
-    config.json       the source's own, byte for byte; so are the tokenizer's files
-    vqathinker.json   version of this format, and what config.json leaves open; written last, so that a folder without
-                      it is no checkpoint
+    weights/              safetensors; one array a parameter, under its path in the model; layers stacked
+    carried.safetensors   the source's tensors that this model has no use for, to go back out with it
+    config.json           the source's own, byte for byte; so are the tokenizer's files
+    checksums.json        the SHA-256 of every tensor
+    vqathinker.json       version of this format, and what the files of the source leave open; written last, so that a
+                          folder without it is no checkpoint
 
-A checkpoint is written beside its place and moved there when it is whole.
+Safetensors rather than orbax, which training states are kept in: arrays can be written a layer at a time, so that a
+conversion needs next to no memory, and read a part at a time, so that each device fetches its own.
 """
 
 import json
-import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from vqathinker_jax.folder import copy_beside, replacing
 from vqathinker_jax.model.config import ModelConfig, parse_config
 from vqathinker_jax.model.layers import unstack
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.stored import (
+    NAMES,
+    Stored,
+    Writer,
+    open_file,
+    read_checksums,
+    write_checksums,
+)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "vqathinker.json"
 WEIGHTS = "weights"
-BESIDE = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
-"""The files that a checkpoint takes along from its source, where the source has them."""
+CARRIED = "carried.safetensors"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a native checkpoint's `config.json` does not tell.
+
+    motion, tied: whether there is a motion branch, and whether the head is the embedding. spelling: which format the
+    source had, as `convert.formats` calls it. repeated: the source stored the head although it is tied. dtypes: by
+    array, then by layer ("" where there are none), those that the source stored in another dtype than the array's.
+    """
+
+    motion: bool
+    tied: bool
+    spelling: str = "chat"
+    repeated: bool = False
+    dtypes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    format: int = FORMAT
 
 
 def save(directory: Path, model: VLM, source: Path, *, force: bool = False) -> None:
-    """Write a model with stacked layers as a native checkpoint, with the files `BESIDE` it of the folder `source`.
+    """Write a model with stacked layers as a native checkpoint, with the files beside it of the folder `source`.
 
-    force: replace a native checkpoint, and nothing else. Where this is interrupted, `directory` stays as it was.
+    What a native `source` knows of its own source goes along. force: replace a checkpoint, and nothing else. Where this
+    is interrupted, `directory` stays as it was.
 
     Raises: CheckpointError where `directory` is taken.
     """
-    directory = directory.absolute()
-    check_free(directory, force=force)
-    partial, former = (directory.with_name(f"{directory.name}.{word}-{os.getpid()}") for word in ("partial", "former"))
-    try:
-        partial.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / WEIGHTS, arrays(model))
-        for name in BESIDE:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
-        manifest = {
-            "format": FORMAT,
-            "motion": model.motion is not None,
-            "tied": model.config.language.tied,
-            "files": {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial / WEIGHTS)},
-        }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        if directory.exists():
-            directory.rename(former)
-        partial.rename(directory)
-    finally:
-        if former.exists() and not directory.exists():
-            former.rename(directory)
-        for leftover in (partial, former):
-            shutil.rmtree(leftover, ignore_errors=True)
+    values = arrays(model)
+    manifest = Manifest(motion=model.motion is not None, tied=model.config.language.tied)
+    if is_native(source):
+        former = read_manifest(source)
+        manifest = replace(manifest, spelling=former.spelling, repeated=former.repeated and manifest.tied)
+    elif read_config(source)["model_type"] == "internvl":
+        manifest = replace(manifest, spelling="transformers")
+    with replacing(directory, force=force) as partial:
+        specs = {name: (array.shape, NAMES[np.dtype(array.dtype)]) for name, array in values.items()}
+        with Writer(partial / WEIGHTS, specs) as writer:
+            for name, array in values.items():
+                writer.append(name, np.asarray(array))
+            sums = {f"{WEIGHTS}/{file}": each for file, each in writer.finish().items()}
+        if is_native(source) and (source / CARRIED).exists():
+            shutil.copyfile(source / CARRIED, partial / CARRIED)
+            sums[CARRIED] = read_checksums(source)[CARRIED]
+        finish(partial, source, manifest, sums)
 
 
-def check_free(directory: Path, *, force: bool) -> None:
-    """Nothing, where a checkpoint may be written to `directory`.
-
-    Raises: CheckpointError where it is a file, a folder of other things, or a checkpoint and `force` is not set.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"{directory}: is a file; name a folder to write to")
-    if not directory.exists() or not any(directory.iterdir()):
-        return
-    if not is_native(directory):
-        raise CheckpointError(f"{directory}: holds other things than a native checkpoint; name another folder")
-    if not force:
-        raise CheckpointError(f"{directory}: holds a checkpoint already; name another folder, or replace it by --force")
+def finish(partial: Path, source: Path, manifest: Manifest, sums: Mapping[str, Mapping[str, str]]) -> None:
+    """Make a folder whose tensors are written a native checkpoint: small files of `source`, checksums, manifest."""
+    copy_beside(source, partial)
+    write_checksums(partial, sums)
+    (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
 
 
 def is_native(directory: Path) -> bool:
-    """Whether the folder holds a checkpoint that `save` finished."""
+    """Whether the folder holds a native checkpoint that was finished."""
     return (directory / MANIFEST).is_file()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a native checkpoint.
+
+    Raises: CheckpointError where it is damaged or of another version.
+    """
+    path = directory / MANIFEST
+    raw = _read_json(path)
+    known = {each.name for each in fields(Manifest)}
+    if raw.get("format") != FORMAT or raw.keys() != known:
+        found = f"format {raw.get('format')!r} with {len(raw)} entries, expected format {FORMAT} with {len(known)}"
+        raise CheckpointError(f"{path}: {found}; convert the checkpoint again with this version")
+    return Manifest(**raw)
+
+
+def native_config(directory: Path) -> ModelConfig:
+    """The dimensions of a native checkpoint's model.
+
+    Raises: CheckpointError where a file is missing or damaged.
+    """
+    manifest = read_manifest(directory)
+    config = parse_config(read_config(directory), motion=manifest.motion, file=str(directory / "config.json"))
+    return replace(config, language=replace(config.language, tied=manifest.tied))
+
+
+def open_native(directory: Path) -> dict[str, Stored]:
+    """Every array of a native checkpoint, found to be those of its config's model; none of them read yet.
+
+    Raises: CheckpointError where a file is missing or damaged, or the arrays do not fit the config.
+    """
+    config, stored, faults = native_config(directory), {}, []
+    for file in read_checksums(directory):
+        if Path(file).parent == Path(WEIGHTS):
+            try:
+                stored |= open_file(directory / file)
+            except CheckpointError as error:
+                faults.append(str(error))
+    if faults:
+        raise CheckpointError("\n".join(faults))
+    expected = {name: array.shape for name, array in arrays(abstract_model(config)).items()}
+    refuse(directory / WEIGHTS, shape_faults(expected, {name: each.shape for name, each in stored.items()}))
+    return stored
 
 
 def restore(
@@ -110,67 +154,23 @@ def restore(
 
     Raises: CheckpointError where the weights do not fit the config, or cannot be read.
     """
-    manifest, raw = _read_manifest(directory), read_config(directory)
-    config = parse_config(raw, motion=manifest["motion"], file=str(directory / "config.json"))
-    config = replace(config, language=replace(config.language, tied=manifest["tied"]))
+    stored = open_native(directory)
+    abstract = abstract_model(native_config(directory), unrolled=unrolled)
     places = {} if shardings is None else _values(shardings)
-    values = _restore_weights(directory / WEIGHTS, arrays(abstract_model(config)), dtype, places)
-    return fill(abstract_model(config, unrolled=unrolled), _rows(values) if unrolled else values.items())
+    names = arrays(abstract)
+    return fill(abstract, ((name, _restored(stored, name, dtype, places.get(name))) for name in names))
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest, checked against the files that it lists: orbax tells a damaged one in hundreds of lines."""
-    path = directory / MANIFEST
-    manifest = _read_json(path)
-    if manifest.get("format") != FORMAT or not {"motion", "tied", "files"} <= manifest.keys():
-        found = f"format {manifest.get('format')!r}, expected {FORMAT} with motion, tied and files"
-        raise CheckpointError(f"{path}: {found}; convert the checkpoint again with this version")
-    sizes = {str(file.relative_to(directory)): file.stat().st_size for file in _files(directory / WEIGHTS)}
-    lines = [
-        f"{directory / name}: {sizes.get(name, 0)} bytes, expected {size}; convert the checkpoint again"
-        for name, size in manifest["files"].items()
-        if sizes.get(name) != size
-    ]
-    if lines:
-        raise CheckpointError("\n".join(lines))
-    return manifest
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file())
-
-
-def _restore_weights(
-    path: Path, expected: Mapping[str, Any], dtype: DTypeLike | None, places: Mapping[str, jax.sharding.Sharding]
-) -> dict[str, jax.Array]:
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(path.absolute()).item_metadata.tree
-            refuse(path, shape_faults(*({n: x.shape for n, x in side.items()} for side in (expected, stored))))
-            wanted = {
-                name: jax.ShapeDtypeStruct(
-                    array.shape, array.dtype if dtype is None else dtype, sharding=places.get(name, here)
-                )
-                for name, array in stored.items()
-            }
-            return checkpointer.restore(path.absolute(), wanted)
-    except CheckpointError:
-        raise
-    except Exception as error:  # orbax raises bare ones where files are missing or damaged
-        found = str(error).partition(". ")[0]
-        raise CheckpointError(f"{path}: cannot be read ({found}); convert the checkpoint again") from error
-
-
-def _rows(values: dict[str, jax.Array]) -> Iterator[tuple[str, jax.Array]]:
-    """Stacked arrays taken out of `values` one by one and handed on layer by layer, as `layers.unstack` names them."""
-    for name in list(values):
-        value = values.pop(name)
-        root, _, rest = name.partition(".layers.")
-        if rest:
-            yield from ((f"{root}.layers.{layer}.{rest}", value[layer]) for layer in range(len(value)))
-        else:
-            yield name, value
+def _restored(
+    stored: Mapping[str, Stored], name: str, dtype: DTypeLike | None, place: jax.sharding.Sharding | None
+) -> jax.Array:
+    """The array of this path, a row of a stacked one where layers are listed, of which each device reads its part."""
+    numbered = re.fullmatch(r"(.*\.layers)\.(\d+)(\..*)", name)
+    whole = stored[numbered[1] + numbered[3]].view()[int(numbered[2])] if numbered else stored[name].view()
+    kind = jax.dtypes.canonicalize_dtype(whole.dtype if dtype is None else jnp.dtype(dtype))
+    if place is None:
+        return jnp.asarray(np.array(whole, kind))  # a copy: the model must not hang on the file
+    return jax.make_array_from_callback(whole.shape, place, lambda index: np.array(whole[index], kind))
 
 
 def read_config(directory: Path) -> dict[str, Any]:

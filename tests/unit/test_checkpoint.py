@@ -8,17 +8,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from convert.load import convert_checkpoint, load, open_model
+from convert.load import load, open_model
+from convert.native import convert_checkpoint
 from tests.checkpoints import Dtype, draw, settings, shapes, write
 from vqathinker_jax.checkpoint import arrays, is_native, restore, save
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.sharding import shardings
+from vqathinker_jax.stored import Writer
 
 
 def source_folder(path: Path, *, motion: bool = False, tied: bool = False, dtype: Dtype = "float32") -> Path:
@@ -68,7 +69,7 @@ def test_the_sources_config_and_tokenizer_come_along(source: Path, native: Path)
     assert {"config.json", "vocab.json", "merges.txt"} <= beside
     for name in beside:
         assert (native / name).read_bytes() == (source / name).read_bytes()
-    assert {path.name for path in native.iterdir()} == beside | {"weights", "vqathinker.json"}
+    assert {path.name for path in native.iterdir()} == beside | {"weights", "vqathinker.json", "checksums.json"}
     assert not list(native.parent.glob("native.*"))
 
 
@@ -123,7 +124,7 @@ def test_an_interrupted_replacement_leaves_the_former(copy: Path, at: str, monke
         return interrupted() if ".partial-" in path.name else rename(path, target)
 
     if at == "writing":
-        monkeypatch.setattr(ocp.StandardCheckpointer, "save", interrupted)
+        monkeypatch.setattr(Writer, "append", interrupted)
     else:
         monkeypatch.setattr(Path, "rename", rename_or_not)
     with pytest.raises(KeyboardInterrupt):
@@ -156,7 +157,7 @@ def test_a_folder_that_is_taken_is_not_overwritten_unless_forced(source: Path, c
 
 def test_force_never_removes_a_folder_of_other_things(source: Path, tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="holds other things than a native checkpoint"):
+    with pytest.raises(CheckpointError, match="holds other things than a checkpoint made here"):
         convert_checkpoint(source, tmp_path, force=True)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
@@ -189,18 +190,26 @@ def rewrite(name: str, **values: object) -> Callable[[Path], object]:
     return change
 
 
-def largest(directory: Path) -> Path:
-    return max((path for path in directory.rglob("d/*")), key=lambda path: path.stat().st_size)
-
+WEIGHTS = "weights/model.safetensors"
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "newer format": (rewrite("vqathinker.json", format=2), r"vqathinker.json: format 2, expected 1 .*; convert the"),
+    "older format": (rewrite("vqathinker.json", format=1), r"vqathinker.json: format 1 .* expected format 2 .*; con"),
     "manifest of text": (lambda d: (d / "vqathinker.json").write_text("{"), r"vqathinker.json: not JSON"),
-    "manifest cut": (lambda d: (d / "vqathinker.json").write_text('{"format": 1}'), r"vqathinker.json: .*with motion"),
+    "manifest cut": (lambda d: (d / "vqathinker.json").write_text('{"format": 2}'), r"format 2 with 1 entries, exp"),
     "no config": (lambda d: (d / "config.json").unlink(), r"native: no config.json"),
-    "no array": (lambda d: largest(d).unlink(), r"weights/\S*: 0 bytes, expected \d+; convert the checkpoint again$"),
-    "cut array": (lambda d: largest(d).write_bytes(b"cut"), r"weights/\S*: 3 bytes, expected \d+; convert the"),
-    "no description": (lambda d: (d / "weights" / "_METADATA").unlink(), r"weights/_METADATA: 0 bytes, expected"),
+    "no weights": (lambda d: (d / WEIGHTS).unlink(), r"model.safetensors: missing; write the checkpoint again$"),
+    "cut weights": (
+        lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-3]),
+        r"model.safetensors: not a whole safetensors file \(\d+ bytes, expected \d+\); write the checkpoint again$",
+    ),
+    "cut header": (lambda d: (d / WEIGHTS).write_bytes(b"cut"), r"not a whole safetensors file \(its header is cut"),
+    "text for weights": (lambda d: (d / WEIGHTS).write_bytes(b"\x02" + b"\0" * 7 + b"[]"), r"not a whole safetensors"),
+    "no checksums": (lambda d: (d / "checksums.json").unlink(), r"checksums.json: cannot be read"),
+    "checksums of text": (lambda d: (d / "checksums.json").write_text("[]"), r"checksums.json: cannot be read"),
+    "weights elsewhere": (
+        lambda d: (d / "checksums.json").write_text('{"weights/../../x": {}}'),
+        r"checksums.json: names files outside its folder \(weights/../../x\)",
+    ),
 }
 
 

@@ -87,7 +87,7 @@ def test_every_tensor_comes_back_bit_by_bit(tmp_path: Path, kind: Kind, unrolled
 @pytest.mark.parametrize("block", [1, 7, 32])
 def test_arrays_larger_than_a_block_are_copied_whole(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch):
     expected = sent_back(folder(tmp_path, KINDS[3]))
-    monkeypatch.setattr("convert.load._BLOCK", block)
+    monkeypatch.setattr("convert.packing._BLOCK", block)
     assert_same_bits(sent_back(tmp_path), expected)
 
 

@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[2]
 # A room imports only from floors below its own, and from itself.
 FLOORS = [
     ["records"],
-    ["sharding"],
+    ["sharding", "stored"],
+    ["folder"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
-    ["generate", "checkpoint", "step"],
-    ["judge", "rollout", "places"],
+    ["generate", "checkpoint", "step", "predictions", "fingerprint", "tasks"],
+    ["judge", "rollout", "places", "summary"],
     ["train", "evaluate", "report", "doctor", "console"],
     ["convert", "configs"],
     ["run"],

@@ -122,6 +122,7 @@ def parse_config(raw: Mapping[str, Any], *, motion: bool, file: str = "config.js
     kind = raw.get("model_type")
     if kind == "internvl_chat":
         section = outer.inner("llm_config")
+        section.one_of("use_sliding_window", False, [False, None])
         # The reference's Transformers masks by this setting, 4096 where absent, whatever use_sliding_window says
         # (huggingface/transformers issue 38002). The released configs say null; a prompt of 12 frames is longer.
         set_to = section.values.get("sliding_window", 4096)
@@ -130,7 +131,8 @@ def parse_config(raw: Mapping[str, Any], *, motion: bool, file: str = "config.js
     elif kind == "internvl":
         # Transformers looks at the outermost setting alone, and takes its absence for a yes.
         tied = outer.flag("tie_word_embeddings", True)
-        vision, language = _native_vision(outer), replace(_language(outer.inner("text_config")), tied=tied)
+        section = outer.inner("text_config")
+        vision, language = _native_vision(outer), replace(_language(section), tied=tied, window=_native_window(section))
     else:
         raise CheckpointError(f"{file}: model_type is {reprlib.repr(kind)}; expected 'internvl_chat' or 'internvl'")
     shuffle = 1 if outer.one_of("downsample_ratio", 0.5, [0.5, 1.0]) == 1.0 else 2
@@ -199,6 +201,16 @@ def _vision(
     return replace(config, grid=size // (config.patch or 1))
 
 
+def _native_window(section: Section) -> int | None:
+    """The window of Transformers' format, which may be there for the layers above some number."""
+    if section.values.get("use_sliding_window") in (None, False):
+        return None
+    kinds = section.values.get("layer_types") or ["full_attention"] * section.values.get("max_window_layers", 28)
+    if set(kinds) - {"sliding_attention"}:
+        section.faults.append(f"{section.name}use_sliding_window is set for some layers only; supported: all or none")
+    return section.whole("sliding_window", 4096)
+
+
 def _language(section: Section) -> LanguageConfig:
     values = section.values
     kind, named = values.get("model_type"), values.get("architectures")
@@ -209,7 +221,6 @@ def _language(section: Section) -> LanguageConfig:
         section.faults.append(f"{section.name}model_type is {reprlib.repr(kind)}; {cure}")
         return LanguageConfig()
     section.one_of("hidden_act", "silu", ["silu"])
-    section.one_of("use_sliding_window", False, [False, None])
     config = LanguageConfig(
         width=section.whole("hidden_size"),
         layers=section.whole("num_hidden_layers", most=FEW),

@@ -234,3 +234,15 @@ def test_tokens_of_a_frame():
     assert ModelConfig().tokens_per_frame(560) == 400
     with pytest.raises(InputError, match="image size 500: not a multiple of 28; try 476"):
         ModelConfig().tokens_per_frame(500)
+
+
+def test_transformers_format_masks_by_a_window_that_is_switched_on_for_every_layer():
+    on = {"use_sliding_window": True, "sliding_window": 100}
+    ways = ({"max_window_layers": 0}, {"layer_types": ["sliding_attention"] * 2})
+    for way in ways:
+        text = {**NATIVE_8B["text_config"], **on, **way}
+        assert parse_config({**NATIVE_8B, "text_config": text}, motion=False).language.window == 100
+    for way in ({}, {"layer_types": ["sliding_attention", "full_attention"]}):
+        text = {**NATIVE_8B["text_config"], **on, **way}
+        with pytest.raises(CheckpointError, match="use_sliding_window is set for some layers only"):
+            parse_config({**NATIVE_8B, "text_config": text}, motion=False)

@@ -1,0 +1,154 @@
+"""A checkpoint of any kind out into the PyTorch world, one tensor in memory at a time.
+
+`chat` holds everything in one set of shards, as the reference loads it. `transformers` is what
+`InternVLForConditionalGeneration.from_pretrained` loads; that class has no motion branch, so the branch lies beside in
+`motion.safetensors`, from where ours takes it again. What a checkpoint was published with and our model has no use for
+(counters of batches, code of its own) goes back out with it. Adapters are merged before a native checkpoint is written,
+so there are none here.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+from convert import motion
+from convert.formats import SPELLINGS
+from convert.origin import Origin, open_origin
+from convert.packing import ahead, packed
+from convert.rule import Link, link
+from convert.settings import chat_settings, transformers_settings, with_dtype
+from convert.tensors import MOTION_FILE
+from vqathinker_jax.checkpoint import read_config
+from vqathinker_jax.data.prompt import load_tokenizer, special_tokens
+from vqathinker_jax.folder import check_free, copy_beside, replacing
+from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.stored import DTYPES, LIMIT, NAMES, Shape, Spec, Writer, write_checksums
+
+Format = Literal["chat", "transformers"]
+
+
+class Outgoing(NamedTuple):
+    """A tensor of theirs that is about to be made."""
+
+    shape: Shape
+    dtype: str
+    make: Callable[[], np.ndarray]
+
+
+def export_checkpoint(
+    source: Path,
+    target: Path,
+    kind: Format,
+    *,
+    slowfast: Path | None = None,
+    dtype: DTypeLike | None = None,
+    force: bool = False,
+    limit: int = LIMIT,
+) -> tuple[str, ...]:
+    """Write the checkpoint in `source`, native or not, to `target` in a published format, with a bar on stderr.
+
+    slowfast: a file of SlowFast's weights, for a source that has the motion projector but not them. dtype: of every
+    weight; None keeps those that the source was published or saved in. force: replace a checkpoint in `target`. limit:
+    bytes a shard. Returns what the user should know of the result, in sentences.
+
+    Raises: CheckpointError where `source` does not load, or `target` is taken.
+    """
+    check_free(target, force=force)
+    if source.resolve().is_relative_to(target.resolve()):
+        raise CheckpointError(f"{target}: holds {source}, which is still needed; name another folder")
+    special = special_tokens(load_tokenizer(source))
+    origin, raw = open_origin(source, slowfast), read_config(source)
+    same = (raw["model_type"] == "internvl_chat") == (kind == "chat")
+    tensors, notes = _outgoing(origin, origin.spelling if same else kind, None if dtype is None else jnp.dtype(dtype))
+    settings = raw
+    if not same:
+        chat = kind == "chat"
+        settings = (
+            chat_settings(raw, origin.config) if chat else transformers_settings(raw, origin.config, special.context)
+        )
+    if not same or dtype is not None:
+        kinds = {tensor.dtype for tensor in tensors.values() if tensor.dtype in _TORCH}
+        settings = with_dtype(settings, _TORCH[max(kinds, key=lambda name: DTYPES[name].itemsize)])
+    with replacing(target, force=force) as partial:
+        sums = _write(tensors, partial, kind, limit, f"exporting {source.resolve().name}")
+        copy_beside(source, partial)
+        generation = partial / "generation_config.json"
+        if not generation.exists():
+            generation.write_text(_json({"eos_token_id": special.stop, "pad_token_id": special.pad}))
+        write_checksums(partial, sums)
+        if settings is not raw:
+            (partial / "config.json").write_text(_json(settings))
+    if origin.config.motion and kind == "transformers":
+        notes.append(f"the motion branch is in {MOTION_FILE}: Transformers' class has none and leaves it where it is")
+    return (*origin.left_out, *notes)
+
+
+_TORCH = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+def _outgoing(origin: Origin, spelling: str, dtype: np.dtype | None) -> tuple[dict[str, Outgoing], list[str]]:
+    """Every tensor of the target by name, and what is left out of it."""
+    table = SPELLINGS[spelling] + motion.slowfast(motion.ROOTS[0])
+    links = link(table.rules, origin.shapes)
+    tensors: dict[str, Outgoing] = {}
+    for each in links:
+        parts = [origin.rows[path, each.layer] for path in each.ours]
+        stored = NAMES[np.dtype(dtype or DTYPES[parts[0].dtype])]
+        for number, (name, shape) in enumerate(zip(each.theirs, each.their_shapes, strict=True)):
+            tensors[name] = Outgoing(shape, stored, _maker(origin, each, number, DTYPES[stored]))
+    if origin.repeated and spelling == origin.spelling:
+        head, embedding = (table.theirs(ours) for ours in ("language.head.kernel", "language.embedding"))
+        tensors[head] = tensors[embedding]
+    counters = [name for name in motion.counters(tensors) if name not in origin.carried]
+    tensors |= {name: Outgoing((), "I64", lambda: np.zeros((), np.int64)) for name in counters}
+    notes = []
+    for name, carried in origin.carried.items():
+        if spelling == origin.spelling or name.startswith(motion.ROOTS[0]):
+            tensors[name] = Outgoing(carried.shape, carried.dtype, carried.read)
+        else:
+            notes.append(f"{name}: left out, as it belongs to another format")
+    return tensors, notes
+
+
+def _maker(origin: Origin, each: Link, number: int, dtype: np.dtype) -> Callable[[], np.ndarray]:
+    def make() -> np.ndarray:
+        parts = [origin.rows[path, each.layer].read() for path in each.ours]
+        return packed(each.form.to_theirs(parts)[number], dtype)
+
+    return make
+
+
+def _write(
+    tensors: Mapping[str, Outgoing], folder: Path, kind: Format, limit: int, title: str
+) -> dict[str, dict[str, str]]:
+    """Write the shards and their index, and the motion branch where the format has it; returns the checksums."""
+    apart = {
+        name for name in tensors if kind == "transformers" and name.startswith((motion.PROJECTOR, motion.ROOTS[0]))
+    }
+    sums: dict[str, dict[str, str]] = {}
+    with tqdm(total=len(tensors), desc=title) as bar:
+        for stem, beside in (("model", False), (MOTION_FILE.removesuffix(".safetensors"), True)):
+            chosen = {name: tensor for name, tensor in tensors.items() if (name in apart) == beside}
+            if not chosen:
+                continue
+            specs: dict[str, Spec] = {name: (tensor.shape, tensor.dtype) for name, tensor in chosen.items()}
+
+            def made(chosen: Mapping[str, Outgoing] = chosen) -> Iterator[tuple[str, np.ndarray]]:
+                yield from ((name, tensor.make()) for name, tensor in chosen.items())
+
+            with Writer(folder, specs, stem=stem, limit=limit) as writer:
+                for name, array in ahead(made()):
+                    writer.append(name, array)
+                    bar.update()
+                sums |= writer.finish()
+    return sums
+
+
+def _json(settings: Mapping[str, object]) -> str:
+    return json.dumps(settings, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,85 @@
+"""A checkpoint of the PyTorch world in, a native one out, one layer's array in memory at a time."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+from convert.origin import Origin, open_origin
+from convert.packing import ahead, packed
+from vqathinker_jax.checkpoint import CARRIED, WEIGHTS, Manifest, finish, is_native
+from vqathinker_jax.folder import check_free, replacing
+from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.stored import DTYPES, NAMES, Writer
+
+
+def convert_checkpoint(
+    source: Path, target: Path, *, slowfast: Path | None = None, dtype: DTypeLike | None = None, force: bool = False
+) -> tuple[str, ...]:
+    """Write the checkpoint of the PyTorch world in `source` as a native one to `target`, with a bar on stderr.
+
+    slowfast: a file of SlowFast's weights, for a checkpoint that has the motion projector but not them. dtype: of every
+    weight; None keeps what is stored, the widest where layers differ. force: replace a checkpoint in `target`. Returns
+    what was left out, and why, in sentences.
+
+    Raises: CheckpointError where `source` does not load, or `target` is taken.
+    """
+    check_free(target, force=force)
+    if is_native(source):
+        raise CheckpointError(f"{source}: is a native checkpoint already; copy the folder")
+    if source.resolve().is_relative_to(target.resolve()):
+        raise CheckpointError(f"{target}: holds {source}, which is still needed; name another folder")
+    origin = open_origin(source, slowfast)
+    kinds = _kinds(origin, dtype)
+    with replacing(target, force=force) as partial:
+        sums = _write_weights(origin, kinds, partial)
+        if origin.carried:
+            specs = {name: (tensor.shape, tensor.dtype) for name, tensor in origin.carried.items()}
+            with Writer(partial, specs, stem=CARRIED.removesuffix(".safetensors")) as writer:
+                for name, tensor in origin.carried.items():
+                    writer.append(name, tensor.read())
+                sums |= writer.finish()
+        manifest = Manifest(
+            motion=origin.config.motion is not None,
+            tied=origin.config.language.tied,
+            spelling=origin.spelling,
+            repeated=origin.repeated,
+            dtypes={} if dtype is not None else _exceptions(origin, kinds),
+        )
+        finish(partial, source, manifest, sums)
+    return origin.left_out
+
+
+def _write_weights(origin: Origin, kinds: dict[str, str], partial: Path) -> dict[str, dict[str, str]]:
+    def pieces() -> Iterator[tuple[str, np.ndarray]]:
+        for (path, _), row in origin.rows.items():
+            yield path, packed(row.read(), DTYPES[kinds[path]])
+
+    specs = {path: (shape, kinds[path]) for path, shape in origin.shapes.items()}
+    with Writer(partial / WEIGHTS, specs) as writer:
+        for path, array in tqdm(ahead(pieces()), f"converting {origin.directory.resolve().name}", len(origin.rows)):
+            writer.append(path, array)
+        return {f"{WEIGHTS}/{file}": sums for file, sums in writer.finish().items()}
+
+
+def _kinds(origin: Origin, dtype: DTypeLike | None) -> dict[str, str]:
+    """The dtype, as safetensors calls it, of each of our arrays: wide enough for every layer's."""
+    widest: dict[str, np.dtype] = {}
+    for (path, _), row in origin.rows.items():
+        stored = np.dtype(DTYPES[row.dtype] if dtype is None else jnp.dtype(dtype))
+        widest[path] = np.dtype(jnp.promote_types(widest.get(path, stored), stored))
+    return {path: NAMES[np.dtype(jax.dtypes.canonicalize_dtype(kind))] for path, kind in widest.items()}
+
+
+def _exceptions(origin: Origin, kinds: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The dtypes of the rows that are stored wider than they came, so that they can go back as they were."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for (path, layer), row in origin.rows.items():
+        if row.dtype not in {kinds[path], "F64"}:  # JAX has no float64: what came so goes back as float32
+            found[path]["" if layer is None else str(layer)] = row.dtype
+    return dict(found)

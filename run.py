@@ -1,7 +1,9 @@
-"""The command line of VQAThinker-JAX, and nothing else: `python run.py --help`.
+"""How good does a video look, and why? VQAThinker-JAX rates videos from 1 to 5 with its reasoning, and learns to.
 
 Exit status: 0 all well, 1 some input failed while the rest was done, 2 wrong usage or a checkpoint that does not load.
 """
+
+# The command line, and nothing else: what a command does is a room's of its own.
 
 import os
 import runpy
@@ -32,13 +34,27 @@ META_HELP = "The reference's JSON, a CSV (video,mos), training JSON lines, a YAM
 JSON_HELP = "One JSON object a line on standard output, and nothing else there."
 
 
+Video = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")]
+Source = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+Target = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
+SlowFastPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")]
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+AsJson = Annotated[Flag, tyro.conf.arg(name="json", help=JSON_HELP, help_behavior_hint="")]
+Videos = Annotated[
+    tyro.conf.Positional[tuple[str, ...]],
+    tyro.conf.arg(metavar="PATH…", help=PATHS_HELP, help_behavior_hint="(one or more)"),
+]
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model looks at the videos, and how."""
 
-    checkpoint: Path = DEMO / "checkpoint"
+    checkpoint: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the bundled demonstration model)")] = (
+        DEMO / "checkpoint"
+    )
     """Folder of a checkpoint: one from Hugging Face (chat or Transformers format) or one made by `convert`."""
-    slowfast: Path | None = None
+    slowfast: SlowFastPath = None
     """SlowFast weights (SLOWFAST_8x8_R50.pyth), for a checkpoint that has a motion branch but not these."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic and weights; auto is bfloat16 on an accelerator, float32 on a CPU."""
@@ -61,14 +77,15 @@ class ModelOptions:
 
 
 def score(
-    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH…", help=PATHS_HELP)],
+    paths: Videos,
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
-    as_json: Annotated[bool, tyro.conf.arg(name="json", help=JSON_HELP)] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Rate videos from 1 (very poor) to 5 (excellent), with the reasoning.
 
-    python run.py score clip.mp4
-    python run.py score videos/ 'more/*.mkv' --checkpoint VQAThinker-8B --json > ratings.jsonl
+    For example:
+      python run.py score clip.mp4
+      python run.py score videos/ 'more/*.mkv' --checkpoint VQAThinker-8B --json > ratings.jsonl
     """
     from vqathinker_jax.data.paths import expand
 
@@ -85,14 +102,19 @@ def score(
 
 
 def ask(
-    video: tyro.conf.Positional[Path],
-    question: tyro.conf.Positional[str],
+    video: Video,
+    question: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="QUESTION")],
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
-    as_json: Annotated[bool, tyro.conf.arg(name="json", help=JSON_HELP)] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Ask a free question about a video's quality.
 
-    python run.py ask clip.mp4 "Is the motion smooth?" --checkpoint VQAThinker-8B
+    For example:
+      python run.py ask clip.mp4 "Is the motion smooth?" --checkpoint VQAThinker-8B
+
+    Args:
+        video: File of a video, or of a picture, which counts as a still video.
+        question: What to ask, in quotes.
     """
     judge = _open(model, question)
     with console.progress(video.name, model.max_new_tokens) as progress:
@@ -118,6 +140,7 @@ def evaluate(
 ) -> int:
     """Run the model over whole sets of videos, and hold its ratings against labels; interrupted, it goes on.
 
+    For example:
       python run.py evaluate konvid.json --videos KoNViD_1k --output runs/konvid --checkpoint VQAThinker-8B
       python run.py evaluate videos/ --output runs/mine
 
@@ -164,14 +187,15 @@ def evaluate(
 
 
 def convert(
-    source: tyro.conf.Positional[Path],
-    target: tyro.conf.Positional[Path],
-    slowfast: Path | None = None,
+    source: Source,
+    target: Target,
+    slowfast: SlowFastPath = None,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
-    force: bool = False,
+    force: Flag = False,
 ) -> int:
     """Write a Hugging Face checkpoint (either format) as a native one, which loads faster and onto any mesh.
 
+    For example:
       python run.py convert InternVL3-8B vqathinker-8b --slowfast SLOWFAST_8x8_R50.pyth
 
     Args:
@@ -194,15 +218,16 @@ def convert(
 
 
 def export(
-    source: tyro.conf.Positional[Path],
-    target: tyro.conf.Positional[Path],
+    source: Source,
+    target: Target,
     to: Annotated[Literal["chat", "transformers"], tyro.conf.arg(name="format")],
-    slowfast: Path | None = None,
+    slowfast: SlowFastPath = None,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
-    force: bool = False,
+    force: Flag = False,
 ) -> int:
     """Write a checkpoint in a format of the PyTorch world: for vLLM, Transformers, or the original's own scripts.
 
+    For example:
       python run.py export vqathinker-8b VQAThinker-8B-mine --format chat
 
     Args:
@@ -227,6 +252,7 @@ def train(
 ) -> int:
     """Teach a model by GRPO from score labels alone; the same command again goes on where it was stopped or killed.
 
+    For example:
       python run.py train configs/tiny_cpu.py
       python run.py train configs/grpo_lsvq_8b.py --run-dir runs/8b --data.batch-size 16 --loss.beta 0
       python run.py train configs/tiny_cpu.py --help     (every setting of that recipe)
@@ -248,15 +274,16 @@ def _train(recipe: Path, overrides: list[str]) -> int:
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = recorded,
         run_dir: Path = Path("runs") / recipe.stem,
     ) -> int:
-        from convert.load import open_model
+        from convert.load import open_config, open_model
+
+        checkpoint, slowfast = Path(config.checkpoint), Path(config.slowfast) if config.slowfast else None
 
         def start(dtype: "DTypeLike") -> "VLM":
-            slowfast = Path(config.slowfast) if config.slowfast else None
-            return open_model(Path(config.checkpoint), dtype=dtype, slowfast=slowfast, progress=True)
+            return open_model(checkpoint, dtype=dtype, slowfast=slowfast, progress=True)
 
         _cache_compilations()
         with console.training(str(run_dir)) as display:
-            trained = run(config, run_dir, start, display)
+            trained = run(config, run_dir, open_config(checkpoint, slowfast=slowfast), start, display)
         print(f"wrote {trained}" if trained else f"stopped; {run_dir} holds all that the same command needs to go on")
         return 0
 
@@ -279,11 +306,20 @@ def _recipe(path: Path) -> "TrainConfig":
     return config
 
 
-def doctor() -> int:
-    """Check this installation: versions, devices, decoders, and a bundled clip scored against its recorded result."""
-    from vqathinker_jax.doctor import examine
+def doctor(checkpoint: Path | None = None, slowfast: Path | None = None) -> int:
+    """Check this installation: versions, devices, decoders, and a bundled clip scored against its recorded result.
 
-    return examine(DEMO, lambda: _open(ModelOptions()))
+    Args:
+        checkpoint: Check this folder instead: its config, its tokenizer, and every tensor against its checksum.
+        slowfast: SlowFast weights, for a checkpoint that has a motion branch but not these.
+    """
+    from vqathinker_jax.doctor import examine, report
+
+    if checkpoint is None:
+        return examine(DEMO, lambda: _open(ModelOptions()))
+    from convert.integrity import examine_checkpoint
+
+    return report(examine_checkpoint(checkpoint, slowfast))
 
 
 def _open(options: ModelOptions, question: str | None = None) -> "Judge":
@@ -346,7 +382,9 @@ def main() -> int:
     try:
         if sys.argv[1:2] == ["train"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
             return _train(Path(sys.argv[2]), sys.argv[3:])
-        return tyro.extras.subcommand_cli_from_dict(commands, prog="run.py", description=__doc__)
+        return tyro.extras.subcommand_cli_from_dict(
+            commands, prog="run.py", description=__doc__, config=[tyro.conf.FlagCreatePairsOff]
+        )
     except (InputError, OSError) as error:
         console.print_error(error)
         return 2

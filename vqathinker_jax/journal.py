@@ -1,12 +1,14 @@
 """A run's directory: what was asked for, what came of every step, and what the model said, on disk as it happens.
 
-config.json      the configuration, with every default written out
-metrics.jsonl    one row a step; rows of steps that a resume takes again are cut off first
-samples.jsonl    completions with their readings and rewards, of every so-manieth step
-unreadable.log   videos that could not be read and were replaced
-tensorboard/     the numbers of metrics.jsonl
-savepoints/      what a resume goes on from (`savepoint.py`)
-model/           the trained model, once the run has ended
+    config.json        the configuration, with every default written out
+    metrics.jsonl      one row a step; rows of steps that a resume takes again are cut off first
+    samples.jsonl      completions with their readings and rewards, of every so-manieth step
+    unreadable.jsonl   videos that could not be read and were replaced, each with its step
+    tensorboard/       the numbers of metrics.jsonl
+    savepoints/        what a resume goes on from (`savepoint.py`)
+    model/             the trained model, once the run has ended
+
+One process at a time is at work on a run.
 """
 
 import fcntl
@@ -20,7 +22,7 @@ from tensorboardX import SummaryWriter
 
 from vqathinker_jax.records import InputError
 
-METRICS, SAMPLES, UNREADABLE = "metrics.jsonl", "samples.jsonl", "unreadable.log"
+METRICS, SAMPLES, UNREADABLE = FILES = "metrics.jsonl", "samples.jsonl", "unreadable.jsonl"
 
 
 class Journal:
@@ -47,10 +49,14 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{directory}: another process is at work on this run; wait for it or end it") from None
-        if recorded.is_file():
-            _refuse_changes(recorded, _flat(config), set(free))
-        else:
-            _write(recorded, json.dumps(config, indent=1) + "\n")
+        try:
+            if recorded.is_file():
+                _refuse_changes(recorded, _flat(config), set(free))
+            else:
+                _write(recorded, json.dumps(config, indent=1) + "\n")
+        except BaseException:
+            self._lock.close()
+            raise
         self._tensorboard: SummaryWriter | None = None
         self._wandb = _open_wandb(wandb, directory, config) if wandb else None
 
@@ -66,7 +72,8 @@ class Journal:
 
     def begin(self, step: int) -> None:
         """Make ready to write from `step` (counted from 0) on: cut off rows of that step and later, and torn ones."""
-        for name in METRICS, SAMPLES:
+        for name in FILES:
+            (self.directory / name).touch()
             _keep(self.directory / name, lambda row: row["step"] < step)
         self._tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step, write_to_disk=True)
 
@@ -84,9 +91,8 @@ class Journal:
         _append(self.directory / SAMPLES, rows)
 
     def write_unreadable(self, step: int, faults: Iterable[str]) -> None:
-        """Add a line for each video that could not be read."""
-        with (self.directory / UNREADABLE).open("a", encoding="utf-8") as log:
-            log.writelines(f"step {step}: {' '.join(fault.split())}\n" for fault in faults)
+        """Add a row for each video that could not be read."""
+        _append(self.directory / UNREADABLE, [{"step": step, "fault": fault} for fault in faults])
 
 
 def _open_wandb(project: str, directory: Path, config: Mapping[str, Any]) -> Any:
@@ -124,8 +130,6 @@ def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a file of JSON lines with those that are wanted, up to the first that a crash tore."""
-    if not path.exists():
-        return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:

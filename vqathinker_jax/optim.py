@@ -1,5 +1,6 @@
 """Which weights move, and how: AdamW with a linear decay to zero and a clipped gradient, as the reference trains."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ def rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
     return optax.linear_schedule(config.learning_rate, 0.0, updates)
 
 
+@functools.cache  # the same one for the same settings: jitted functions take it as a static argument
 def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
     """The transformation of gradients to changes of the weights, for a run of so many updates."""
     return optax.chain(

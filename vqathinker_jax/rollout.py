@@ -148,12 +148,8 @@ def roll_out(
 
     key: seeds the draws. rng: stands in for unreadable numbers, with `random_fallback` only. clock: gains the seconds
     of encode, rollout and reward. progress: told the number of tokens written so far.
-
-    Raises: InputError where the videos do not divide by the parts or the devices.
     """
-    P, parts = len(batch.rows), config.micro_batches
-    if P % parts:
-        raise InputError(f"rollout.micro_batches is {parts}, which does not divide {P} videos; use a divisor")
+    parts = config.micro_batches
     ids_PS, mask_PS = prompts.of(batch.rows)
     placed = put_videos((batch.frames_PFYXC, ids_PS, mask_PS), mesh)
     disorder = None if batch.order_PF is None else put_videos((batch.order_PF, batch.blank_PF), mesh)

@@ -71,7 +71,8 @@ class Savepoints:
         Raises: CheckpointError where it holds other arrays.
         """
         path = self.directory / str(step)
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _named(like))
+        named = _named(like)
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), named)
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted), place=ocp.args.JsonRestore())
         try:
             found = self._manager.restore(step, args=args)
@@ -81,7 +82,7 @@ class Savepoints:
                 f"{path}: does not fit this run's model or cannot be read ({fault}): remove it to go on from the one "
                 "before, or name another folder"
             ) from error
-        return jax.tree.unflatten(jax.tree.structure(like), [found.arrays[name] for name in wanted]), found.place
+        return jax.tree.unflatten(jax.tree.structure(like), [found.arrays[name] for name in named]), found.place
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:

@@ -99,20 +99,20 @@ def make_mesh(config: MeshConfig, devices: int | None = None) -> Mesh:
     return jax.make_mesh(shape, tuple(sizes), (AxisType.Auto,) * 3, devices=jax.devices()[:count])
 
 
-def put_videos(rows: Any, mesh: Mesh) -> Any:
-    """A tree of this process's rows, one a video, as arrays of all processes' rows spread over the mesh.
+def check_spread(videos: int, parts: int, mesh: Mesh) -> None:
+    """Nothing, where a batch of so many videos, taken in so many parts, spreads evenly over the mesh.
 
-    Raises: InputError where the videos do not divide by the devices.
+    Raises: InputError with what would.
     """
     over = mesh.shape["data"] * mesh.shape["fsdp"]
+    if videos % (parts * over):
+        raise InputError(
+            f"batch_size {videos} in {parts} micro-batches cannot be spread over data × fsdp = {over} devices: use a "
+            f"multiple of {parts * over}, such as {max(round(videos / (parts * over)), 1) * parts * over}"
+        )
+
+
+def put_videos(rows: Any, mesh: Mesh) -> Any:
+    """A tree of this process's rows, one a video, as arrays of all processes' rows spread over the mesh."""
     sharding = NamedSharding(mesh, VIDEOS)
-
-    def put(array: np.ndarray) -> jax.Array:
-        videos = len(array) * jax.process_count()
-        if videos % over:
-            raise InputError(
-                f"{videos} videos at a time cannot be spread over data × fsdp = {over} devices: use a multiple of that"
-            )
-        return jax.make_array_from_process_local_data(sharding, array)
-
-    return jax.tree.map(put, rows)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows)

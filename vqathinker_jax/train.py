@@ -28,13 +28,14 @@ from vqathinker_jax.data.prompt import load_tokenizer
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.journal import Journal
 from vqathinker_jax.model.adapter import LoraConfig, adapt, merge
+from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.optim import OptimizerConfig, optimizer, rate, trainable
 from vqathinker_jax.records import Answer, InputError
 from vqathinker_jax.rewards import RewardConfig
 from vqathinker_jax.rollout import Clock, Drawn, Prompts, RolloutConfig, roll_out
 from vqathinker_jax.savepoint import Savepoint, Savepoints
-from vqathinker_jax.sharding import MeshConfig, make_mesh, shardings
+from vqathinker_jax.sharding import MeshConfig, check_spread, make_mesh, shardings
 from vqathinker_jax.step import Fixed, StepConfig, TrainState, update
 
 Floats = Literal["float32", "bfloat16"]
@@ -147,12 +148,17 @@ Display = Callable[[int, int, dict[str, float]], None]
 
 
 def train(
-    config: TrainConfig, directory: Path, open_model: Callable[[jnp.dtype], VLM], display: Display
+    config: TrainConfig,
+    directory: Path,
+    model_config: ModelConfig,
+    open_model: Callable[[jnp.dtype], VLM],
+    display: Display,
 ) -> Path | None:
     """Run, or go on with, what the configuration says in a directory; returns the folder of the trained model.
 
-    open_model: the model of the configuration's checkpoint, its weights in the dtype asked for, layers stacked.
-    Returns None where SIGTERM ended the run early: everything is saved, and the same call goes on from there.
+    model_config: of the configuration's checkpoint, against which everything is checked before weights are read.
+    open_model: its model with weights in the dtype asked for, layers stacked. Returns None where SIGTERM ended the run
+    early: everything is saved, and the same call goes on from there.
 
     Raises: InputError for what the user must mend first; NotFiniteError; OSError where a savepoint cannot be written.
     """
@@ -160,19 +166,21 @@ def train(
     batches = Batches(rows, config.data, jax.process_index(), jax.process_count())
     steps = min(config.steps or len(batches), len(batches))
     mesh = make_mesh(config.mesh)
+    check_spread(config.data.batch_size, max(config.micro_batches, config.rollout.micro_batches), mesh)
+    everything = [row for some in rows for row in some]
     tokenizer = load_tokenizer(Path(config.checkpoint))
+    prompts = Prompts(everything, tokenizer, model_config, frames=config.data.frames, size=config.data.size)
+    prompts.check_room(config.rollout.max_new_tokens, model_config.language.max_positions)
     with (
         Journal(directory, asdict(config), FREE, config.wandb) as journal,
         Savepoints(directory / "savepoints", config.keep) as savepoints,
         Termination() as termination,
     ):
-        model = open_model(jnp.dtype(config.parameters))
-        everything = [row for some in rows for row in some]
-        prompts = Prompts(everything, tokenizer, model.config, frames=config.data.frames, size=config.data.size)
-        prompts.check_room(config.rollout.max_new_tokens, model.config.language.max_positions)
-        policy = prepare(model, config, mesh, steps * config.iterations)
+        done, trained = savepoints.latest() or 0, directory / "model"
+        if done == steps and trained.exists():
+            return trained
+        policy = prepare(open_model(jnp.dtype(config.parameters)), config, mesh, steps * config.iterations)
         falling = rate(config.optimizer, steps * config.iterations)
-        done = savepoints.latest() or 0
         if done:
             kept, place = savepoints.restore(done, _kept(policy, config))
             policy = _taken_up(policy, kept)
@@ -202,7 +210,8 @@ def train(
                 return None
         savepoints.wait()
         batches.close()
-        return _write_model(policy, Path(config.checkpoint), directory / "model")
+        _write_model(policy, Path(config.checkpoint), trained)
+        return trained
 
 
 def one_step(
@@ -307,12 +316,11 @@ def _follow(reference: nnx.State, moving: nnx.State, mix: float) -> nnx.State:
     return jax.tree.map(lambda old, new: (old + mix * (new - old)).astype(old.dtype), reference, moving)
 
 
-def _write_model(policy: Policy, source: Path, directory: Path) -> Path:
+def _write_model(policy: Policy, source: Path, directory: Path) -> None:
     """Write the trained model, adapters merged, as a native checkpoint with the source's config and tokenizer."""
     model = nnx.merge(policy.graph, policy.state.moving, policy.fixed.still)
     merge(model.language.layers)
     checkpoint.save(directory, model, source, force=True)
-    return directory
 
 
 def _samples(step: int, batch: Batch, drawn: Drawn, rewards_PG: np.ndarray) -> list[dict[str, Any]]:

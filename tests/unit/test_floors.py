@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     ["records"],
     ["sharding", "stored"],
-    ["folder"],
+    ["folder", "flops"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
     ["generate", "checkpoint", "step", "predictions", "fingerprint", "tasks"],
-    ["judge", "rollout", "places", "summary"],
+    ["judge", "rollout", "places", "summary", "journal", "savepoint"],
     ["train", "evaluate", "report", "doctor", "console"],
     ["convert", "configs"],
     ["run"],

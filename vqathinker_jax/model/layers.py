@@ -42,7 +42,7 @@ class Linear(nnx.Module):
         self.contracted = len(ins)
         self.kernel = param(nnx.Param, _normal, (*ins, *outs), axes, rngs)
         self.bias = param(nnx.Param, _zeros, outs, axes[len(ins) :], rngs) if bias else None
-        self.adapter: Any = None
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.contracted)

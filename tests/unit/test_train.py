@@ -1,0 +1,222 @@
+"""The training loop: a run taken up again is the run that was not interrupted; what moves, and what is left behind."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convert.load import open_config, open_model
+from tests import checkpoints
+from vqathinker_jax.checkpoint import arrays
+from vqathinker_jax.data.pipeline import DataConfig
+from vqathinker_jax.grpo import LossConfig
+from vqathinker_jax.model.adapter import LoraConfig
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.optim import OptimizerConfig
+from vqathinker_jax.records import InputError
+from vqathinker_jax.rollout import RolloutConfig
+from vqathinker_jax.train import NotFiniteError, ReferenceConfig, TrainConfig, train
+
+CLIPS = Path(__file__).parents[2] / "vqathinker_jax" / "assets" / "clips"
+
+SMALL = TrainConfig(
+    checkpoint="set by the fixture below",
+    data=DataConfig(
+        manifests=str(CLIPS / "train.jsonl"),
+        folders=str(CLIPS),
+        batch_size=2,
+        epochs=12,
+        frames=2,
+        size=56,
+        perturb=True,
+    ),
+    steps=2,
+    # A random model says nothing that can be read; with the reference's fallback there is something to learn from.
+    rollout=RolloutConfig(completions=3, max_new_tokens=16, random_fallback=True),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    samples_every=1,
+    save_every=1,
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """`SMALL`, from a random checkpoint with a motion branch."""
+    config = checkpoints.settings("chat")
+    tensors = checkpoints.draw(checkpoints.shapes(config, motion=True))
+    return replace(SMALL, checkpoint=str(checkpoints.write(tmp_path_factory.mktemp("checkpoint"), config, tensors)))
+
+
+def start(
+    config: TrainConfig, directory: Path, spoil: Callable[[VLM], None] = lambda model: None, **options: Any
+) -> Any:
+    """Train; `spoil` may change the model first."""
+
+    def load(dtype: Any) -> VLM:
+        model = open_model(Path(config.checkpoint), dtype=dtype)
+        spoil(model)
+        return model
+
+    return train(
+        config, directory, open_config(Path(config.checkpoint)), load, **{"display": lambda *_: None, **options}
+    )
+
+
+def run(config: TrainConfig, directory: Path) -> list[dict[str, Any]]:
+    """Train, and return the rows of metrics."""
+    start(config, directory)
+    return rows_of(directory)
+
+
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    """Metrics of each step, but for the seconds, which differ from run to run."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("seconds_")} for row in rows]
+
+
+def weights(directory: Path) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in arrays(open_model(directory)).items()}
+
+
+def moved(config: TrainConfig, directory: Path) -> set[str]:
+    """Names of the weights that differ from the checkpoint's."""
+    before, after = weights(Path(config.checkpoint)), weights(directory)
+    assert before.keys() == after.keys()
+    return {name for name in before if not np.array_equal(before[name], after[name])}
+
+
+@pytest.fixture(scope="module")
+def straight(small: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, uninterrupted."""
+    directory = tmp_path_factory.mktemp("straight") / "run"
+    run(small, directory)
+    return directory
+
+
+def test_a_run_leaves_its_config_metrics_samples_savepoints_and_model(straight: Path):
+    assert json.loads((straight / "config.json").read_text())["rollout"]["completions"] == 3
+    rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+    named = {"loss", "kl", "reward", "reward_regression", "reward_ranking", "reward_format", "reward_temporal"}
+    named |= {"length", "truncated", "valid", "clip_ratio_reference", "grad_norm", "learning_rate", "unreadable"}
+    named |= {f"seconds_{phase}" for phase in ("data", "encode", "rollout", "reward", "update")}
+    assert named <= rows[0].keys()
+    # The reference policy is the policy at the first step, and no longer at the second.
+    assert abs(rows[0]["kl"]) < 1e-6 < rows[1]["kl"]
+    samples = [json.loads(line) for line in (straight / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], len(row["completions"])) for row in samples] == [(0, 3), (0, 3), (1, 3), (1, 3)]
+    assert {row["video"] for row in samples} == {"pristine.mp4", "damaged.mp4"}
+    assert sorted(path.name for path in (straight / "savepoints").iterdir()) == ["1", "2"]
+    assert list((straight / "tensorboard").glob("events*"))
+
+
+def test_all_but_slowfast_moves(small: TrainConfig, straight: Path):
+    parts = {name for name in weights(straight / "model") if not name.startswith("motion.")}
+    still = {name for name in parts - moved(small, straight / "model") if "key.bias" not in name}
+    # A key's bias shifts all scores of a query alike, so its gradient is zero but for rounding.
+    assert moved(small, straight / "model") <= parts
+    assert not still
+
+
+def test_a_run_taken_up_again_is_the_run_that_was_not_interrupted(small: TrainConfig, straight: Path, tmp_path: Path):
+    def stop_after_one(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert start(small, tmp_path / "run", display=stop_after_one) is None
+    assert len(rows_of(tmp_path / "run")) == 1
+    assert run(small, tmp_path / "run") == rows_of(straight)
+    resumed, expected = weights(tmp_path / "run" / "model"), weights(straight / "model")
+    for name, array in expected.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+
+def test_an_ended_run_is_not_run_again(small: TrainConfig, straight: Path):
+    before = (straight / "metrics.jsonl").read_text()
+    run(small, straight)
+    assert (straight / "metrics.jsonl").read_text() == before
+
+
+def test_another_configuration_is_refused_by_its_difference(small: TrainConfig, straight: Path):
+    with pytest.raises(InputError, match=r"loss\.beta was 0\.04 and is 0\.1"):
+        run(replace(small, loss=LossConfig(beta=0.1)), straight)
+
+
+def test_what_does_not_change_results_may_change(small: TrainConfig, straight: Path):
+    run(replace(small, keep=2, data=replace(small.data, prefetch=1)), straight)
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        ({"lora": LoraConfig(rank=2)}, "language.layers."),
+        (
+            {"optimizer": OptimizerConfig(learning_rate=1e-3, freeze_vision=True), "loss": LossConfig(beta=0.0)},
+            ("language.", "motion_projector."),
+        ),
+    ],
+    ids=["lora", "frozen vision"],
+)
+def test_what_is_frozen_does_not_move(
+    small: TrainConfig, change: dict[str, Any], moves: str | tuple[str, ...], tmp_path: Path
+):
+    run(replace(small, **change), tmp_path / "run")
+    changed = moved(small, tmp_path / "run" / "model")
+    assert changed
+    assert ("kl" in rows_of(tmp_path / "run")[0]) == ("loss" not in change)
+    assert all(name.startswith(moves) for name in changed)
+
+
+def test_several_iterations_learn_from_one_rollout(small: TrainConfig, straight: Path, tmp_path: Path):
+    (row,) = run(replace(small, steps=1, iterations=2), tmp_path / "run")
+    whole = rows_of(straight)[0]
+    assert {key: row[key] for key in whole if key.startswith("reward")} == {
+        key: value for key, value in whole.items() if key.startswith("reward")
+    }
+    # At the first of the two updates the policy is its own reference, by the second it has moved.
+    assert abs(whole["kl"]) < 1e-6 < row["kl"]
+
+
+def test_a_reference_that_follows_stays_near(small: TrainConfig, tmp_path: Path, straight: Path):
+    followed = run(replace(small, reference=ReferenceConfig(every=1)), tmp_path / "run")
+    assert abs(followed[1]["kl"]) < 1e-6 < rows_of(straight)[1]["kl"]
+
+
+def test_micro_batches_change_nothing_but_rounding(small: TrainConfig, straight: Path, tmp_path: Path):
+    parts = run(replace(small, micro_batches=2), tmp_path / "run")
+    whole = rows_of(straight)[0]
+    assert {key: parts[0][key] for key in whole if key.startswith("reward")} == {
+        key: value for key, value in whole.items() if key.startswith("reward")
+    }
+    # float32: the two videos' gradients are added in another order.
+    np.testing.assert_allclose(parts[0]["grad_norm"], whole["grad_norm"], rtol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_weights(small: TrainConfig, tmp_path: Path):
+    def spoil(model: VLM) -> None:
+        model.language.norm.scale.set_value(model.language.norm.scale[...].at[0].set(np.nan))
+
+    with pytest.raises(NotFiniteError, match=r"step 0: the loss is nan.*damaged\.mp4.*savepoints"):
+        start(small, tmp_path / "run", spoil)
+    assert (tmp_path / "run" / "savepoints" / "0").is_dir()
+    assert rows_of(tmp_path / "run") == []
+
+
+def test_settings_that_cannot_be_are_refused_with_those_that_can(small: TrainConfig):
+    with pytest.raises(InputError, match="completions is 1"):
+        RolloutConfig(completions=1)
+    with pytest.raises(InputError, match="micro_batches is 3, which does not divide batch_size 2: use one of 1, 2"):
+        replace(small, micro_batches=3)
+    with pytest.raises(InputError, match="would all be equal"):
+        RolloutConfig(temperature=0.0)
+
+
+def test_a_prompt_that_passes_the_models_positions_is_refused(small: TrainConfig, tmp_path: Path):
+    long = replace(small, rollout=RolloutConfig(max_new_tokens=40_000))
+    with pytest.raises(InputError, match="pass the model's"):
+        run(long, tmp_path / "run")

@@ -382,9 +382,7 @@ def main() -> int:
     try:
         if sys.argv[1:2] == ["train"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
             return _train(Path(sys.argv[2]), sys.argv[3:])
-        return tyro.extras.subcommand_cli_from_dict(
-            commands, prog="run.py", description=__doc__, config=[tyro.conf.FlagCreatePairsOff]
-        )
+        return tyro.extras.subcommand_cli_from_dict(commands, prog="run.py", description=__doc__)
     except (InputError, OSError) as error:
         console.print_error(error)
         return 2

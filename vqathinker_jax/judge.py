@@ -159,11 +159,11 @@ class Judge:
         if seen.reason:
             return Verdict(**vars(seen))
         parsed = parse_score(seen.text)
-        told = {"thinking": parsed.thinking, "answer": parsed.answer}
+        verdict = Verdict(**vars(seen), thinking=parsed.thinking, answer=parsed.answer)
         if isinstance(parsed, Answer):
-            return Verdict(**vars(seen), **told, score=parsed.score)
+            return replace(verdict, score=parsed.score)
         cut = f" (cut off after {self.sampling.max_new_tokens} tokens)" if cut_off else ""
-        return Verdict(**vars(replace(seen, reason=parsed.reason + cut)), **told)
+        return replace(verdict, reason=parsed.reason + cut)
 
     def ask(self, video: Path, question: str, progress: Callable[[int], None] = lambda written: None) -> Reply:
         """Answer a free question about one video (or picture) file, whose own faults end in the reply.

@@ -7,7 +7,9 @@ reading goes on, so that all faults are told together.
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Wholes = TypeVar("Wholes", bound=tuple[int, ...])
 
 LARGEST, FEW = 2**20, 1000
 """Bounds on sizes, and on numbers of layers and the like, far beyond any model: they tell a slip from a size."""
@@ -49,8 +51,9 @@ class Section:
     def side(self, key: str, default: int) -> int:
         """The side of a square, which native configs write as a pair."""
         found = self.values.get(key, default)
-        found = found[0] if isinstance(found, list) and len(found) == 2 and found[0] == found[1] else found
-        return found if _is_whole(found) else self.refuse(key, f"a whole number from 1 to {LARGEST}, or a pair of one")
+        square = isinstance(found, list) and len(found) == 2 and found[0] == found[1]
+        side: Any = found[0] if square else found
+        return side if _is_whole(side) else self.refuse(key, f"a whole number from 1 to {LARGEST}, or a pair of one")
 
     def real(self, key: str, default: float) -> float:
         """The positive number under `key`, of a size that float32 holds."""
@@ -59,11 +62,11 @@ class Section:
             return float(found)
         return self.refuse(key, "a number from 1e-30 to 1e30")
 
-    def wholes(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    def wholes(self, key: str, default: Wholes) -> Wholes:
         """The list of whole numbers from 1 to `FEW`, as many as `default` has."""
         found = self.values.get(key, default)
         if isinstance(found, list | tuple) and len(found) == len(default) and all(_is_whole(n, FEW) for n in found):
-            return tuple(found)
+            return cast("Wholes", tuple(found))
         self.refuse(key, f"a list of {len(default)} whole numbers from 1 to {FEW}")
         return default
 

@@ -8,6 +8,7 @@ so there are none here.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -142,7 +143,7 @@ def _write(
             def made(chosen: Mapping[str, Outgoing] = chosen) -> Iterator[tuple[str, np.ndarray]]:
                 yield from ((name, tensor.make()) for name, tensor in chosen.items())
 
-            with Writer(folder, specs, stem=stem, limit=limit) as writer:
+            with Writer(folder, specs, stem=stem, limit=sys.maxsize if beside else limit) as writer:
                 for name, array in ahead(made()):
                     writer.append(name, array)
                     bar.update()

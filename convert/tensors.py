@@ -33,6 +33,11 @@ class Tensor:
     dtype: str
     read: Callable[[], np.ndarray]
 
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
 
 def open_folder(directory: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder, in one `model.safetensors` or in the shards of its index.

@@ -6,11 +6,12 @@ made: equal, score and text, in float32 on a CPU; on an accelerator, where round
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vqathinker_jax.console import printable
 from vqathinker_jax.records import InputError
 
 if TYPE_CHECKING:
@@ -31,13 +32,18 @@ class Finding(NamedTuple):
 
 
 def examine(assets: Path, open_judge: Callable[[], "Judge"]) -> int:
-    """Print the findings about this installation; returns the exit status, 1 where something is not as it should be.
+    """Print the findings about this installation; returns the exit status of `report`.
 
     `assets` holds `clips/` and `expected.json`, their recorded results under the judge that `open_judge` opens.
     """
+    return report(_findings(assets, open_judge))
+
+
+def report(findings: Iterable[Finding]) -> int:
+    """Print findings as they come; returns the exit status, 1 where something is not as it should be."""
     sound = True
-    for finding in _findings(assets, open_judge):
-        print(finding, flush=True)
+    for finding in findings:
+        print(printable(str(finding)), flush=True)
         sound = sound and finding.sound is not False
     return int(not sound)
 

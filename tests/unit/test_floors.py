@@ -18,7 +18,8 @@ FLOORS = [
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
     ["generate", "checkpoint", "step", "predictions", "fingerprint", "tasks"],
     ["judge", "rollout", "places", "summary", "journal", "savepoint"],
-    ["train", "evaluate", "report", "doctor", "console"],
+    ["train", "evaluate", "report", "console"],
+    ["doctor"],
     ["convert", "configs"],
     ["run"],
 ]

@@ -55,8 +55,8 @@ def read_training(manifests: str, folders: str, require_files: bool = True) -> l
         InputError: the list of all faults, one a line: files that cannot be read, lines that are no JSON or lack a
             part, videos outside their folder or absent, answers that are no finite number, ids used twice.
     """
-    report = _Report()
-    sets = [_training_rows(manifest, folder, report) for manifest, folder in _pairs(manifests, folders)]
+    report = Report()
+    sets = [training_rows(manifest, folder, report) for manifest, folder in _pairs(manifests, folders)]
     first_use: dict[tuple[str, str], str] = {}
     for manifest, rows in sets:
         for row in rows:
@@ -78,7 +78,7 @@ def read_evaluation(meta: Path, folder: Path) -> tuple[Row, ...]:
     Raises:
         InputError: the list of all faults, one a line, each with the number of its annotation, from 1.
     """
-    report = _Report()
+    report = Report()
     annotations = report.attempt(f"{meta}", _annotations, meta) or []
     root = folder.resolve()
     rows: dict[str, Row] = {}
@@ -88,8 +88,8 @@ def read_evaluation(meta: Path, folder: Path) -> tuple[Row, ...]:
         if entry is None:
             continue
         name = report.attempt(where, _image_id, entry)
-        video = None if name is None else report.attempt(where, _inside, root, name)
-        mos = report.attempt(where, _score, entry.get("score"), "score")
+        video = None if name is None else report.attempt(where, inside, root, name)
+        mos = report.attempt(where, finite, entry.get("score"), "score")
         if name is None or video is None or mos is None:
             continue
         row = Row(name, meta.stem, name, video, "", mos, number)
@@ -108,7 +108,7 @@ def split_absent(rows: Iterable[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]
 
 
 @dataclass
-class _Report:
+class Report:
     """Collects faults instead of stopping at the first."""
 
     faults: list[str] = field(default_factory=list)
@@ -144,21 +144,21 @@ def _pairs(manifests: str, folders: str) -> list[tuple[Path, Path]]:
     return [(Path(file), Path(root)) for file, root in zip(files, roots, strict=True)]
 
 
-def _training_rows(manifest: Path, folder: Path, report: _Report) -> tuple[Path, tuple[Row, ...]]:
+def training_rows(manifest: Path, folder: Path, report: Report) -> tuple[Path, tuple[Row, ...]]:
     """The manifest and its sound rows; the faults of the others go to the report."""
     root = folder.resolve()
-    lines = report.attempt(f"{manifest}", _lines, manifest) or []
+    lines = report.attempt(f"{manifest}", lines_of, manifest) or []
     rows = (_training_row(manifest, number, line, root, report) for number, line in lines)
     return manifest, tuple(row for row in rows if row)
 
 
-def _training_row(manifest: Path, number: int, line: bytes, root: Path, report: _Report) -> Row | None:
+def _training_row(manifest: Path, number: int, line: bytes, root: Path, report: Report) -> Row | None:
     where = f"{manifest}:{number}"
-    entry = report.attempt(where, _parsed, line)
+    entry = report.attempt(where, parsed, line)
     if entry is None:
         return None
     name = report.attempt(where, _image, entry)
-    video = None if name is None else report.attempt(where, _inside, root, name)
+    video = None if name is None else report.attempt(where, inside, root, name)
     problem = report.attempt(where, _problem, entry)
     mos = report.attempt(where, _answer, entry)
     if name is None or video is None or problem is None or mos is None:
@@ -175,7 +175,7 @@ def _training_row(manifest: Path, number: int, line: bytes, root: Path, report: 
     )
 
 
-def _report_absent(manifest: Path, rows: tuple[Row, ...], report: _Report) -> None:
+def _report_absent(manifest: Path, rows: tuple[Row, ...], report: Report) -> None:
     present, absent = split_absent(rows)
     if len(absent) > 1 and not present:  # one cause, not thousands
         report.add(f"{manifest}", f"none of its {len(absent)} videos exists, as {absent[0].video}: check the folder")
@@ -184,22 +184,23 @@ def _report_absent(manifest: Path, rows: tuple[Row, ...], report: _Report) -> No
         report.add(f"{manifest}:{row.line}", f"video {row.video} does not exist: add it or drop the row")
 
 
-def _bytes(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
+    """The file; raises InputError, without its name, where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}): check the path") from None
 
 
-def _lines(manifest: Path) -> list[tuple[int, bytes]]:
+def lines_of(manifest: Path) -> list[tuple[int, bytes]]:
     """The lines that hold anything, with their numbers."""
-    lines = [(number, line) for number, line in enumerate(_bytes(manifest).split(b"\n"), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(bytes_of(manifest).split(b"\n"), 1) if line.strip()]
     if not lines:
         raise InputError("holds no rows: write one JSON object a line")
     return lines
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
+def parsed(text: bytes) -> dict[str, Any]:
     """A JSON object, in which Python takes NaN and Infinity for numbers."""
     try:
         value = json.loads(text.decode("utf-8-sig"))
@@ -215,7 +216,7 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _annotations(meta: Path) -> list[Any]:
-    annotations = _parsed(_bytes(meta)).get("annotations")
+    annotations = parsed(bytes_of(meta)).get("annotations")
     if not isinstance(annotations, list) or not annotations:
         raise InputError('no list "annotations": write {"annotations": [{"image_id": …, "score": …}]}')
     return annotations
@@ -240,7 +241,7 @@ def _image_id(annotation: dict[str, Any]) -> str:
     return name
 
 
-def _inside(root: Path, name: str) -> Path:
+def inside(root: Path, name: str) -> Path:
     """The file `name` below `root`, a resolved folder; a name that leads elsewhere, be it by a link, is refused."""
     try:
         leaves = Path(name).is_absolute() or ".." in Path(name).parts
@@ -270,11 +271,11 @@ def _problem(entry: dict[str, Any]) -> str:
 
 
 def _answer(entry: dict[str, Any]) -> float:
-    return _score(_said_by("gpt", entry), "answer")
+    return finite(_said_by("gpt", entry), "answer")
 
 
-def _score(value: object, label: str) -> float:
-    """A finite number out of a JSON number, or out of text, with answer tags or without."""
+def finite(value: object, label: str) -> float:
+    """A finite number out of a JSON number, or out of text, with answer tags or without; InputError by its `label`."""
     text = _TAGS.sub("", str(value)).strip()
     number = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(number):

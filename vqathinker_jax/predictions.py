@@ -1,0 +1,179 @@
+"""The predictions of one run on disk: a row a video, added as it is made, whole whatever ends the program.
+
+    run.json                     what made the rows: checkpoint, settings, task, and the names of the sets
+    predictions.jsonl            one row a video, failures included, as ASCII JSON; a torn one is taken out on opening
+    predictions-2-of-4.jsonl     the rows of one host of several, until a run of the whole takes them in
+    .lock                        held by the process at work; hosts hold it together, each with one of its own
+
+A row counts for a video as long as `run.json`'s run and the file's content are the same.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from vqathinker_jax.records import InputError
+
+Row = dict[str, Any]
+RUN, WHOLE, LOCK = "run.json", "predictions.jsonl", ".lock"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the videos is this process's: number `number` (from 1) of `of`, all of them by default."""
+
+    number: int = 1
+    of: int = 1
+
+    @staticmethod
+    def parse(text: str) -> "Share":
+        """A share as written, "2/4".
+
+        Raises: InputError where it is not written so.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise InputError(f"share is {text!r}: write which of how many, as in 2/4")
+        return Share(int(match[1]), int(match[2]))
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of this share's files."""
+        return "" if self.of == 1 else f"-{self.number}-of-{self.of}"
+
+
+ALL = Share()
+
+
+class Predictions:
+    """The rows of one run in a folder, held by this process until it is closed.
+
+    rows: the latest row of each (set, video), other hosts' included.
+    """
+
+    def __init__(
+        self, folder: Path, run: Mapping[str, Any], sets: set[str], *, resume: bool = True, share: Share = ALL
+    ):
+        """Open the folder, or make it; without `resume` what an earlier run predicted is deleted.
+
+        run: what a row depends on besides the video's content, as JSON values.
+
+        Raises: InputError where the folder holds something else or another run, or another process is at work in it.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; name a folder to write to")
+        if folder.is_dir() and not (folder / RUN).is_file() and any(path.name != LOCK for path in folder.iterdir()):
+            raise InputError(f"{folder}: holds other things than an evaluation; name a new or an empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.rows = folder, dict[tuple[str, str], Row]()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_locked(folder / LOCK, shared=share.of > 1))
+            stack.enter_context(_locked(folder / f"{LOCK}{share.suffix}", shared=False) if share.of > 1 else stack)
+            if not resume and (folder / RUN).is_file():
+                _forget(folder)
+            _record_run(folder, dict(run), sets)
+            self._path = folder / f"predictions{share.suffix}.jsonl"
+            others = [path for path in sorted(folder.glob("predictions*.jsonl")) if path != self._path]
+            for path in [*others, self._path]:
+                self.rows |= read_rows(path)
+            own = self.rows if share.of == 1 else read_rows(self._path)
+            _write(self._path, "".join(map(_line, own.values())))
+            if share.of == 1:
+                for path in others:
+                    path.unlink()
+            self._file = stack.enter_context(self._path.open("ab", buffering=0))
+            self._replaced = False
+            self._held = stack.pop_all()
+
+    def __enter__(self) -> "Predictions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._replaced:
+            _write(self._path, "".join(map(_line, read_rows(self._path).values())))
+        self._held.close()
+
+    def add(self, row: Row) -> None:
+        """Put a row, with its `set` and `video`, on disk; it takes the place of an earlier one of that video."""
+        place = row["set"], row["video"]
+        self._replaced |= place in self.rows
+        self.rows[place] = row
+        self._file.write(_line(row).encode())  # one call, so that all of it or nothing is there after a kill
+        os.fsync(self._file.fileno())
+
+
+def read_rows(path: Path) -> dict[tuple[str, str], Row]:
+    """The last whole row of each (set, video) in a file of rows; none where there is no file."""
+    if not path.is_file():
+        return {}
+    rows: dict[tuple[str, str], Row] = {}
+    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is torn, or nothing
+        try:
+            row = json.loads(line)
+            rows[row["set"], row["video"]] = row
+        except (ValueError, KeyError, TypeError):  # a disk's torn block
+            continue
+    return rows
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, shared: bool) -> Iterator[TextIO]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{path.parent}: another process is writing there; wait for it or end it") from None
+        yield file
+
+
+def _forget(folder: Path) -> None:
+    _recorded(folder)  # so that only an evaluation's files are ever deleted
+    for path in [*folder.glob("predictions*.jsonl"), folder / RUN]:
+        path.unlink(missing_ok=True)
+
+
+def _record_run(folder: Path, run: Row, sets: set[str]) -> None:
+    """Write what this run is, or hold it against what is written."""
+    former: Row = {"run": run, "sets": []}
+    if (folder / RUN).is_file():
+        former = _recorded(folder)
+        before = former["run"]
+        changes = [
+            f"{key} was {before.get(key)!r} and is {run.get(key)!r}"
+            for key in sorted(before.keys() | run.keys())
+            if before.get(key) != run.get(key)
+        ]
+        if changes:
+            changed = "; ".join(changes)
+            raise InputError(f"{folder}: holds another run ({changed}); name another folder, or give --no-resume")
+        gone = sorted(set(former["sets"]) - sets)
+        if gone:
+            names = ", ".join(gone)
+            raise InputError(f"{folder}: holds predictions for {names} too; name another folder, or give --no-resume")
+    _write(folder / RUN, json.dumps({"run": run, "sets": sorted(sets)}, indent=1) + "\n")
+
+
+def _recorded(folder: Path) -> Row:
+    try:
+        former = json.loads((folder / RUN).read_bytes())
+        former["run"].keys(), set(former["sets"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder}: its {RUN} is not an evaluation's; name another folder") from None
+    return former
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file at once."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,234 @@
+"""Sets and predictions go in; what a run shows comes out: per set and over sets, as JSON, as Markdown, and as a table.
+
+A video counts where it was rated and has a label. What was left out is counted beside: absent, unreadable, answers
+without a rating, and answers that were cut off.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqathinker_jax.data.labels import LETTERS, Item, VideoSet
+from vqathinker_jax.data.paper import IN, OUT, published
+from vqathinker_jax.metrics import Agreement, Figure, Logistic, agreement, weighted_mean
+
+FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fitted", "rmse_fitted")
+TITLES = ("SRCC", "KRCC", "PLCC (raw)", "PLCC (fitted)", "RMSE (fitted)")
+COLUMNS = ("set", "video", "mos", "score", "status", "reason", "category", "right", "chosen", "correct")
+TEXTS = ("thinking", "answer", "text")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item and its row; None where the file is absent or cannot be opened."""
+
+    item: Item
+    row: Row | None
+
+    @property
+    def status(self) -> str:
+        """ok · unreadable · unparsable · absent."""
+        if self.row is None:
+            return "absent"
+        if self.row["status"] == "ok":
+            return "ok"
+        return "unparsable" if "text" in self.row else "unreadable"
+
+    @property
+    def correct(self) -> bool:
+        """Whether the right option was chosen; no answer is not right."""
+        choice = self.item.choice
+        return bool(choice and self.row and self.row.get("chosen") == LETTERS[choice.right])
+
+    def fields(self) -> dict[str, Any]:
+        """The entry as one row of a table."""
+        row = {name: value for name, value in (self.row or {}).items() if name in (*COLUMNS, *TEXTS)}
+        row |= {"video": self.item.name, "mos": self.item.mos, "status": self.status}
+        if choice := self.item.choice:
+            row |= {"category": choice.category, "right": LETTERS[choice.right], "correct": self.correct}
+        return {name: value for name, value in row.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One set: its entries in their order, and how ratings agree with labels, where there are both."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    agreement: Agreement | None
+
+    def count(self, *statuses: str) -> int:
+        """Entries of these statuses."""
+        return sum(entry.status in statuses for entry in self.entries)
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything but the rows, as JSON values."""
+        seen, cut = self.count("ok", "unparsable"), sum(bool(e.row and e.row.get("cut_off")) for e in self.entries)
+        ok = self.count("ok")
+        found: dict[str, Any] = {
+            "videos": len(self.entries),
+            "rated": ok,
+            "coverage": f"{ok} of {len(self.entries)}",
+            "absent": [entry.item.name for entry in self.entries if entry.status == "absent"],
+            "unreadable": self.count("unreadable"),
+            "unparsable": self.count("unparsable"),
+            "cut_off": cut,
+            "parse_failure_rate": self.count("unparsable") / seen if seen else None,
+            "truncation_rate": cut / seen if seen else None,
+        }
+        if self.agreement is not None:
+            found |= {name: asdict(getattr(self.agreement, name)) for name in FIGURES}
+            found["logistic"] = _curve(self.agreement.fit)
+        if known := published(self.name):
+            found["published"] = {"srcc": known.srcc, "plcc_raw": known.plcc, "videos": known.videos}
+            found["difference"] = {
+                name: None if found[name]["value"] is None else found[name]["value"] - found["published"][name]
+                for name in ("srcc", "plcc_raw")
+                if name in found
+            }
+        if any(entry.item.choice for entry in self.entries):
+            found["accuracy"] = _accuracy(self.entries)
+        return found
+
+
+def join(sets: Sequence[VideoSet], rows: Mapping[tuple[str, str], Row], *, resamples: int = 1000) -> list[SetResult]:
+    """The sets with their rows and figures; the intervals come from `resamples` draws."""
+    return [_result(found, rows, resamples) for found in sets]
+
+
+def _result(found: VideoSet, rows: Mapping[tuple[str, str], Row], resamples: int) -> SetResult:
+    entries = tuple(Entry(item, rows.get((found.name, item.name))) for item in found.items)
+    both = [(e.row["score"], e.item.mos) for e in entries if e.row and e.row.get("score") is not None]
+    pairs = np.array([pair for pair in both if pair[1] is not None], np.float64).reshape(-1, 2)
+    labelled = any(item.mos is not None for item in found.items)
+    return SetResult(found.name, entries, agreement(*pairs.T, resamples=resamples) if labelled else None)
+
+
+def summarise(results: Sequence[SetResult], run: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole of a run as JSON values: what made it, its sets, and the averages weighted by numbers of videos."""
+    sets = {result.name: result.numbers() for result in results}
+    return {"run": dict(run), "sets": sets, "averages": _averages(sets)}
+
+
+def _averages(sets: Mapping[str, Row]) -> dict[str, Any]:
+    """Over the paper's two groups of sets, as far as they are here; and over all labelled sets where there are more."""
+    groups = {name: [s for s in sets if (known := published(s)) and known.domain == name] for name in (IN, OUT)}
+    labelled = [name for name, found in sets.items() if "srcc" in found]
+    groups["all"] = labelled if len(labelled) > 1 else []
+    return {name: _average([sets[s] for s in members], members) for name, members in groups.items() if members}
+
+
+def _average(found: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    means: dict[str, Any] = {"sets": list(names), "videos": sum(s["videos"] for s in found)}
+    means |= {
+        name: weighted_mean((s[name]["value"], s["videos"]) for s in found) for name in FIGURES if name != "rmse_fitted"
+    }
+    if all("published" in s for s in found):
+        known = {
+            name: weighted_mean((s["published"][name], s["published"]["videos"]) for s in found)
+            for name in ("srcc", "plcc_raw")
+        }
+        means["published"] = known
+        means["difference"] = {name: None if means[name] is None else means[name] - known[name] for name in known}
+    return means
+
+
+def _curve(fit: Logistic | str) -> dict[str, Any]:
+    if isinstance(fit, str):
+        return {"why": fit}
+    return {"high": fit.high, "low": fit.low, "middle": fit.middle, "width": fit.width}
+
+
+def _accuracy(entries: Iterable[Entry]) -> dict[str, Any]:
+    """Right answers by category; a question without an answer counts as wrong."""
+    outcomes: dict[str, list[bool]] = {}
+    for entry in entries:
+        if entry.item.choice:
+            outcomes.setdefault(entry.item.choice.category, []).append(entry.correct)
+    every = [right for rights in outcomes.values() for right in rights]
+    shares = {"overall": every, **dict(sorted(outcomes.items()))}
+    return {
+        name: {"right": sum(rights), "questions": len(rights), "share": sum(rights) / len(rights)}
+        for name, rights in shares.items()
+    }
+
+
+def write(folder: Path, results: Sequence[SetResult], summary: Mapping[str, Any]) -> None:
+    """Write summary.json, summary.md and predictions.csv."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "summary.md").write_text(markdown(summary), encoding="utf-8")
+    with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [*COLUMNS, *TEXTS], restval="")
+        table.writeheader()
+        for result in results:
+            for entry in result.entries:
+                table.writerow({"set": result.name, **entry.fields()})
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The figures as tables for people."""
+    lines = ["# Evaluation", ""]
+    sets = summary["sets"]
+    if any("srcc" in found for found in sets.values()):
+        lines += _table(["Set", "Rated", *TITLES], [_figures_row(name, found) for name, found in sets.items()])
+        whys = {
+            f[figure]["why"]: name for name, f in sets.items() for figure in FIGURES if f.get(figure, {}).get("why")
+        }
+        lines += [f"- {_cell(name)}: {why}" for why, name in whys.items()] + [""]
+        lines += ["Brackets: bootstrap 95 % intervals. Fitted: after the 4-parameter logistic fit.", ""]
+    if known := {name: found for name, found in sets.items() if "published" in found}:
+        lines += _table(
+            ["Set", "SRCC", "published", "difference", "PLCC (raw)", "published", "difference"],
+            [_beside(name, found) for name, found in known.items()]
+            + [_beside(f"{name}, weighted", a) for name, a in summary["averages"].items() if "published" in a],
+        )
+    for name, found in sets.items():
+        if "accuracy" in found:
+            rows = [
+                [_cell(category), f"{a['right']} of {a['questions']}", f"{a['share']:.1%}"]
+                for category, a in found["accuracy"].items()
+            ]
+            lines += _table([f"{_cell(name)}: category", "right", "share"], rows)
+    counted = ("videos", "rated", "unreadable", "unparsable", "cut_off")
+    rows = [[_cell(name), *(str(f[c]) for c in counted), str(len(f["absent"]))] for name, f in sets.items()]
+    lines += _table(["Set", "videos", "rated", "unreadable", "no rating", "cut off", "absent"], rows)
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)] + [""]
+
+
+def _figures_row(name: str, found: Row) -> list[str]:
+    figures = [_figure(Figure(**found[figure])) if figure in found else "–" for figure in FIGURES]
+    return [_cell(name), found["coverage"], *figures]
+
+
+def _figure(figure: Figure) -> str:
+    if figure.value is None:
+        return "–"
+    interval = "" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.value:.3f}{interval}"
+
+
+def _beside(name: str, found: Row) -> list[str]:
+    cells = [_cell(name)]
+    for figure in "srcc", "plcc_raw":
+        ours = found.get(figure)
+        value = ours["value"] if isinstance(ours, dict) else ours
+        difference = found["difference"].get(figure)
+        cells += ["–" if value is None else f"{value:.3f}", f"{found['published'][figure]:.3f}"]
+        cells += ["–" if difference is None else f"{difference:+.3f}"]
+    return cells
+
+
+def _cell(text: str) -> str:
+    """Text from files that cannot break a table or become markup."""
+    plain = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return plain.replace("`", "\\`").replace("[", "\\[")

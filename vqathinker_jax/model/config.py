@@ -203,10 +203,14 @@ def _vision(
 
 def _native_window(section: Section) -> int | None:
     """The window of Transformers' format, which may be there for the layers above some number."""
-    if section.values.get("use_sliding_window") in (None, False):
+    if section.one_of("use_sliding_window", False, [False, True, None]) is not True:
         return None
-    kinds = section.values.get("layer_types") or ["full_attention"] * section.values.get("max_window_layers", 28)
-    if set(kinds) - {"sliding_attention"}:
+    kinds = section.values.get("layer_types")
+    if kinds is None:
+        every = section.values.get("max_window_layers", 28) == 0
+    else:
+        every = isinstance(kinds, list) and all(kind == "sliding_attention" for kind in kinds)
+    if not every:
         section.faults.append(f"{section.name}use_sliding_window is set for some layers only; supported: all or none")
     return section.whole("sliding_window", 4096)
 

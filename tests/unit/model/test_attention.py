@@ -42,8 +42,8 @@ def plain(query_BTNH, key_BSKH, value_BSKH, visible_BTS) -> np.ndarray:
 
 
 # float32: sums of up to 23 values of size 2, in another order. bfloat16 has 8 bits: the weights are rounded before the
-# second product and the result after it, which puts results off by 2e-3 of values around 1, and large ones by their last
-# bit. Were the scaled query rounded too, it would be 1e-2.
+# second product and the result after it, which puts small results off by 2e-3, and large ones by their last bit. Were
+# the scaled query rounded too, it would be 1e-2.
 TOLERANCES = {jnp.float32: {"atol": 5e-6}, jnp.bfloat16: {"atol": 5e-3, "rtol": 8e-3}}
 
 PADDED = np.arange(17) >= np.array([[0], [6]])

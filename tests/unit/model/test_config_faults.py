@@ -86,6 +86,8 @@ ALLOWED = {
     "vision_config": {"object"},
     "vision_config.layer_norm_eps": {"fraction", "large"},
     "motion_config": {"empty object"},
+    "layer_types": {"null", "empty list"},
+    "max_window_layers": {"zero"},
     "motion_config.epsilon": {"fraction", "large"},
     "tie_word_embeddings": {"true"},
     "vision_config.qkv_bias": {"true"},
@@ -200,6 +202,16 @@ def test_motion_settings_that_do_not_go_together(change: dict[str, Any], found: 
     with pytest.raises(CheckpointError, match=rf"\Aconfig.json: {found}") as fault:
         parse_config(raw, motion=True)
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("key", ["layer_types", "max_window_layers", "sliding_window"])
+def test_a_window_for_every_layer_refuses_whatever_else_is_set(key: str):
+    window = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 100}
+    raw = NATIVE_8B | {"text_config": NATIVE_8B["text_config"] | window}
+    assert faults(raw) == []
+    for name, value in BAD.items():
+        told = faults(bent(raw, f"text_config.{key}", value))
+        assert len(told) == (0 if name in ALLOWED.get(key, ()) else 1), f"{name}: {told}"
 
 
 def test_heads_of_an_odd_size_cannot_be_rotated():

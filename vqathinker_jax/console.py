@@ -83,9 +83,10 @@ def print_table(verdicts: Sequence["Verdict"]) -> None:
 
 @contextmanager
 def progress(name: str, tokens: int) -> Iterator[Callable[[int], None]]:
-    """A line on standard error while a video is looked at; yields what to call with the number of tokens so far."""
+    """A line in the terminal while a video is looked at; yields what to call with the number of tokens so far."""
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{printable(name)}: looking", total=None)
         yield lambda written: bar.update(task, description=f"{printable(name)}: {written} of {tokens} tokens at most")
 

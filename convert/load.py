@@ -64,7 +64,7 @@ def load(
     """The model of a folder in chat or Transformers' format, on the default device.
 
     dtype: of every parameter; None keeps what is stored. slowfast: a file of SlowFast's weights, for a checkpoint that
-    has the motion projector but not them. unrolled: layers listed rather than stacked. progress: a bar on stderr.
+    has the motion projector but not them. unrolled: layers listed rather than stacked. progress: a bar in the terminal.
 
     Raises: CheckpointError with every fault found, one a line.
     """
@@ -72,7 +72,7 @@ def load(
     abstract = abstract_model(source.config, unrolled=unrolled)
     shapes = {path: array.shape for path, array in arrays(abstract).items()}
     values = stream(fit(source, shapes), source.tensors, shapes, dtype)
-    return fill(abstract, tqdm(values, f"loading {directory.resolve().name}", len(shapes), disable=not progress))
+    return fill(abstract, tqdm(values, f"loading {directory.resolve().name}", len(shapes), disable=None if progress else True))
 
 
 def fit(source: Source, shapes: Mapping[str, Shape]) -> list[Link]:

@@ -72,7 +72,8 @@ def load(
     abstract = abstract_model(source.config, unrolled=unrolled)
     shapes = {path: array.shape for path, array in arrays(abstract).items()}
     values = stream(fit(source, shapes), source.tensors, shapes, dtype)
-    return fill(abstract, tqdm(values, f"loading {directory.resolve().name}", len(shapes), disable=None if progress else True))
+    quiet = None if progress else True  # None: where there is no terminal
+    return fill(abstract, tqdm(values, f"loading {directory.resolve().name}", len(shapes), disable=quiet))
 
 
 def fit(source: Source, shapes: Mapping[str, Shape]) -> list[Link]:

@@ -85,7 +85,7 @@ def _files(directory: Path) -> list[Path]:
 def _shards(index: Path) -> list[str]:
     try:
         return sorted(set(map(str, json.loads(index.read_bytes())["weight_map"].values())))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not an index of shards ({error}); download it again") from error
 
 

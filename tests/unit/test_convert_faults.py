@@ -84,6 +84,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config of text": (lambda d: (d / "config.json").write_text("{'a'"), r"config.json: not JSON .*; copy it from"),
     "config of bytes": (lambda d: (d / "config.json").write_bytes(b"\xff\x00"), r"config.json: not JSON .*; copy it"),
     "config of numbers": (lambda d: (d / "config.json").write_text("[1]"), r"config.json: holds a list, expected an"),
+    "config beyond depth": (
+        lambda d: (d / "config.json").write_text("[" * 10**5),
+        r"config.json: not JSON .*; copy it",
+    ),
+    "index beyond depth": (
+        lambda d: next(d.glob("*.index.json")).write_text("[" * 10**5),
+        r"index.json: not an index of shards",
+    ),
     "no index": (lambda d: next(d.glob("*.index.json")).unlink(), r"checkpoint: no weights found; expected model.safe"),
     "index of text": (lambda d: next(d.glob("*.index.json")).write_text("[]"), r"index.json: not an index of shards"),
     "missing shard": (lambda d: (d / SHARD).unlink(), rf"^\S*{SHARD}: missing, but model.safetensors.index.json lists"),

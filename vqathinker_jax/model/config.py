@@ -250,7 +250,8 @@ def _rope_theta(section: Section) -> float:
     key = "rope_scaling" if section.values.get("rope_parameters") in (None, {}) else "rope_parameters"
     rope = {} if section.values.get(key) is None else section.values[key]
     if not isinstance(rope, Mapping):
-        return section.refuse(key, "an object of settings, or null")
+        section.refuse(key, "an object of settings, or null")
+        rope = {}
     if rope.get("rope_type", rope.get("type", "default")) not in ("default", "dynamic"):
         # Dynamic NTK, which the released configs name, changes nothing up to max_position_embeddings.
         section.faults.append(f"{section.name}{key} is {reprlib.repr(dict(rope))}; supported: 'default', 'dynamic'")

@@ -54,11 +54,11 @@ class Journal:
                 _refuse_changes(recorded, _flat(config), set(free))
             else:
                 _write(recorded, json.dumps(config, indent=1) + "\n")
+            self._wandb = _open_wandb(wandb, directory, config) if wandb else None
         except BaseException:
             self._lock.close()
             raise
         self._tensorboard: SummaryWriter | None = None
-        self._wandb = _open_wandb(wandb, directory, config) if wandb else None
 
     def __enter__(self) -> "Journal":
         return self

@@ -33,14 +33,17 @@ def rollout(config: ModelConfig, scores_PG: np.ndarray, lengths_PG: np.ndarray |
     rng = np.random.default_rng(0)
     ids_PS, mask_PS = pad_left([tiny_prompt(tail, config) for tail in ([8, 9], [10])], PAD, bucket=32)
     valid_PG = np.ones(scores_PG.shape, bool)
+    lengths_PG = np.full((P, G), C) if lengths_PG is None else lengths_PG
     return Rollout(
         frames_PFYXC=jnp.asarray(tiny_frames(P)),
         ids_PS=jnp.asarray(ids_PS),
         mask_PS=jnp.asarray(mask_PS),
         completions_PGC=jnp.asarray(rng.integers(0, 70, (P, G, C)), jnp.int32),
-        lengths_PG=jnp.full((P, G), C) if lengths_PG is None else jnp.asarray(lengths_PG),
+        lengths_PG=jnp.asarray(lengths_PG, jnp.int32),
         stopped_PG=jnp.ones((P, G), bool),
-        ratings=Ratings(jnp.asarray(scores_PG), jnp.asarray(valid_PG), jnp.full((P, G), 2), jnp.asarray(valid_PG)),
+        ratings=Ratings(
+            jnp.asarray(scores_PG), jnp.asarray(valid_PG), jnp.asarray(2 * valid_PG, jnp.int32), jnp.asarray(valid_PG)
+        ),
         mos_P=jnp.asarray(MOS),
     )
 
@@ -88,7 +91,7 @@ def test_tokens_after_the_end_count_for_nothing():
 
 def test_a_loss_that_is_not_finite_moves_nothing_and_says_so():
     batch = rollout(PLAIN, SPREAD_SCORES)
-    before, after, metrics = take(PLAIN, batch._replace(mos_P=jnp.full(P, jnp.nan)))
+    before, after, metrics = take(PLAIN, batch._replace(mos_P=jnp.asarray(np.full(P, np.nan, np.float32))))
     assert metrics["finite"] == 0
     assert unmoved(before, after)
 
@@ -129,13 +132,15 @@ def test_log_probs_of_decoding_are_those_of_the_update(sampling: Sampling, dtype
 
 
 def test_no_array_holds_every_logit():
-    graph, moving, still = nnx.split(tiny_model(PLAIN), nnx.Param, ...)
-    batch = rollout(PLAIN, SPREAD_SCORES)
+    # A vocabulary that no other dimension is as large as.
+    config = replace(PLAIN, language=replace(PLAIN.language, vocabulary=1009))
+    graph, moving, still = nnx.split(tiny_model(config), nnx.Param, ...)
+    batch = rollout(config, SPREAD_SCORES)
     run = jax.jit(
         lambda moving, batch: gradients(graph, moving, Fixed(still, None), batch, jnp.ones((P, G)), CONFIG, CONTEXT)
     )
     text = run.lower(moving, batch).compile().as_text()
-    V = PLAIN.language.vocabulary
+    V = config.language.vocabulary
     sizes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"(?:f32|bf16|pred)\[([\d,]+)\]", text)}
     logits = {shape for shape in sizes if V in shape}
     assert any(np.prod(shape) >= P * G * CONFIG.chunk * V for shape in logits), "the logits were not found at all"
@@ -172,46 +177,47 @@ def test_a_shared_prompt_is_less_than_half_the_work_of_plain_rows():
 
 
 DEVICES = """
-import sys
 import jax, numpy as np
 from flax import nnx
-from tests.models import MOVING, tiny_model
+from tests.models import PLAIN, tiny_model
 from tests.unit.test_step import CONFIG, CONTEXT, G, rollout
 from vqathinker_jax.optim import OptimizerConfig, optimizer, trainable
 from vqathinker_jax.sharding import MeshConfig, make_mesh, put_videos, shardings
 from vqathinker_jax.step import Fixed, TrainState, update
 
-mesh = make_mesh(MeshConfig(**eval(sys.argv[1])))
-graph, moving, still = nnx.split(tiny_model(MOVING), trainable(OptimizerConfig()), ...)
-moving, still = (jax.device_put(part, shardings(part, mesh)) for part in (moving, still))
 scores = np.random.default_rng(1).uniform(1, 5, (2, G)).astype(np.float32)
-one = jax.tree.map(np.asarray, rollout(MOVING, scores))
-batch = put_videos(jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), one), mesh)
+one = jax.tree.map(np.asarray, rollout(PLAIN, scores))
+four = jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), one)
 tx = optimizer(OptimizerConfig(learning_rate=1e-3), 10)
-_, report = update(graph, TrainState(moving, tx.init(moving)), Fixed(still, None), batch, optimizer=tx, config=CONFIG,
-                   context_id=CONTEXT)
-print(*np.asarray(report.rewards_PG).reshape(-1).tolist(), float(report.metrics["loss"]),
-      float(report.metrics["grad_norm"]))
+for devices, config in (1, {}), (2, {"fsdp": 2}), (4, {"data": 2, "fsdp": 1, "tensor": 2}):
+    mesh = make_mesh(MeshConfig(**config), devices)
+    graph, moving, still = nnx.split(tiny_model(PLAIN), trainable(OptimizerConfig()), ...)
+    moving, still = (jax.device_put(part, shardings(part, mesh)) for part in (moving, still))
+    _, report = update(graph, TrainState(moving, tx.init(moving)), Fixed(still, None), put_videos(four, mesh),
+                       optimizer=tx, config=CONFIG, context_id=CONTEXT)
+    print(*np.asarray(report.rewards_PG).reshape(-1).tolist(), float(report.metrics["loss"]),
+          float(report.metrics["grad_norm"]))
 """
 
 
-def on_devices(count: int, mesh: dict[str, int]) -> np.ndarray:
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+def test_the_number_of_devices_changes_nothing_but_rounding():
+    # Unoptimised code, for what takes time here is compiling it for each mesh.
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     made = subprocess.run(
-        [sys.executable, "-c", DEVICES, str(mesh)], env=os.environ | flags, capture_output=True, text=True, check=False
+        [sys.executable, "-c", DEVICES],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert made.returncode == 0, made.stderr[-2000:]
-    return np.array([float(x) for x in made.stdout.split()])
-
-
-def test_the_number_of_devices_changes_nothing_but_rounding():
-    alone = on_devices(1, {})
-    for count, mesh in ((2, {"fsdp": 2}), (4, {"data": 2, "fsdp": 2}), (4, {"fsdp": 2, "tensor": 2})):
-        spread = on_devices(count, mesh)
-        np.testing.assert_array_equal(spread[:-2], alone[:-2], err_msg=f"rewards on {mesh}")
+    alone, *spread = (np.array(line.split(), np.float64) for line in made.stdout.splitlines())
+    assert len(spread) == 2
+    for others in spread:
+        np.testing.assert_array_equal(others[:-2], alone[:-2], err_msg="rewards")
         # float32: partial sums of several devices are added in another order; the loss itself is near 0.
-        np.testing.assert_allclose(spread[-2], alone[-2], atol=1e-5)
-        np.testing.assert_allclose(spread[-1], alone[-1], rtol=1e-4)
+        np.testing.assert_allclose(others[-2], alone[-2], atol=1e-5)
+        np.testing.assert_allclose(others[-1], alone[-1], rtol=1e-4)
 
 
 def test_a_second_batch_of_the_same_shape_is_not_compiled_again():

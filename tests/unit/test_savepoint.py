@@ -1,0 +1,79 @@
+"""Savepoints: what was saved comes back bit by bit, and a write that fails leaves the earlier ones whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.savepoint import Savepoint, Savepoints
+
+
+def tree(scale: float) -> dict:
+    # Names out of alphabetical order, and a leaf of each kind that training has.
+    return {"weights": {"z": scale * jnp.arange(6.0), "a": jnp.ones(2, jnp.bfloat16)}, "count": jnp.int32(scale)}
+
+
+def test_the_newest_comes_back_as_it_was_and_old_ones_go(tmp_path: Path):
+    with Savepoints(tmp_path, keep=2) as savepoints:
+        assert savepoints.latest() is None
+        for step in (1, 2, 3):
+            savepoints.save(step, Savepoint(tree(step), {"data": {"next_batch": step}}))
+        savepoints.wait()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    with Savepoints(tmp_path, keep=2) as savepoints:
+        assert savepoints.latest() == 3
+        found, place = savepoints.restore(3, tree(0))
+    assert place == {"data": {"next_batch": 3}}
+    for name in ("z", "a"):
+        expected = tree(3)["weights"][name]
+        assert found["weights"][name].dtype == expected.dtype
+        np.testing.assert_array_equal(found["weights"][name], expected)
+    assert found["count"] == 3
+
+
+def test_arrays_of_another_model_are_refused(tmp_path: Path):
+    with Savepoints(tmp_path, keep=1) as savepoints:
+        savepoints.save(1, Savepoint(tree(1), {}))
+        savepoints.wait()
+        with pytest.raises(CheckpointError, match="does not fit this run's model"):
+            savepoints.restore(1, {"weights": {"z": jnp.ones(7), "a": jnp.ones(2)}, "count": jnp.int32(0)})
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import jax.numpy as jnp
+import numpy as np
+from vqathinker_jax.savepoint import Savepoint, Savepoints
+
+def tree(seed):
+    return {"w": jnp.asarray(np.random.default_rng(seed).standard_normal(200_000), jnp.float32)}
+
+with Savepoints(Path(sys.argv[1]), keep=3) as savepoints:
+    savepoints.save(1, Savepoint(tree(1), {}))
+    savepoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        savepoints.save(2, Savepoint(tree(2), {}))
+        savepoints.wait()
+    except OSError as error:
+        print("refused:", error)
+with Savepoints(Path(sys.argv[1]), keep=3) as savepoints:
+    found, _ = savepoints.restore(savepoints.latest(), tree(0))
+    np.testing.assert_array_equal(found["w"], tree(1)["w"])
+    print("whole:", savepoints.latest())
+"""
+
+
+def test_a_disk_that_fills_up_during_a_save_leaves_the_earlier_one_whole(tmp_path: Path):
+    made = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert "refused:" in made.stdout, made.stdout + made.stderr[-2000:]
+    assert "earlier ones are whole" in made.stdout
+    assert "whole: 1" in made.stdout, made.stdout + made.stderr[-2000:]

@@ -136,6 +136,7 @@ def evaluate(
     workers: int = 2,
     resume: bool = True,
     share: str = "1/1",
+    compare: Path | None = None,
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
 ) -> int:
     """Run the model over whole sets of videos, and hold its ratings against labels; interrupted, it goes on.
@@ -153,17 +154,19 @@ def evaluate(
         workers: Processes that decode videos; 0 decodes between answers.
         resume: Go on with what is in the output folder; without, start over.
         share: Which part to do, as 2/4 on the second of four hosts; run once without it afterwards.
+        compare: Output folder of another run over the same sets, to stand beside this one in the report.
     """
     from vqathinker_jax import evaluate as evaluation
-    from vqathinker_jax import summary
+    from vqathinker_jax import report, summary, tables
     from vqathinker_jax.data.labels import read_choices, read_sets
     from vqathinker_jax.data.paper import read_paper
-    from vqathinker_jax.predictions import Share
+    from vqathinker_jax.predictions import Share, read_run
     from vqathinker_jax.tasks import TASKS
 
     part, pace = Share.parse(share), evaluation.Pace(batch_size, workers)
     read = read_choices if task == "choice" else read_paper if preset == "paper" else read_sets
     sets = read(meta, videos)
+    other = summary.join(sets, read_run(compare)) if compare else None
     judge = _open(model)
     with console.counting("looking at videos") as count:
         rows, made_by = evaluation.evaluate(
@@ -177,13 +180,22 @@ def evaluate(
             report=lambda now: count(now.done, now.total, f"{now.failed + now.absent} failed"),
         )
     results = summary.join(sets, rows)
-    figures = summary.summarise(results, made_by)
-    summary.write(output, results, figures)
-    print(summary.markdown(figures))
-    print(f"wrote {output}")
+    if part.of == 1:
+        figures = summary.summarise(results, made_by)
+        summary.write(output, results, figures)
+        sheets = output / evaluation.FRAMES
+        name = compare.name if compare else ""
+        report.write(
+            output / "report.html", results, figures, lambda row: sheets / evaluation.sheet_name(row), other, name
+        )
+        console.print_lines(tables.markdown(tables.tables(figures)))
+        print(f"wrote {output / 'report.html'}, summary.md, summary.json and predictions.csv")
+    else:
+        print(f"share {share} is done; once all are, the same command without --share writes figures and report")
     if _is_demo(model):
         print(f"({DEMO_NOTICE})")
-    return int(any(result.count("ok") < len(result.entries) for result in results))
+    mine = part.take([entry for result in results for entry in result.entries])
+    return int(any(entry.status != "ok" for entry in mine))
 
 
 def convert(
@@ -288,7 +300,8 @@ def _train(recipe: Path, overrides: list[str]) -> int:
         return 0
 
     try:
-        return tyro.cli(command, prog=f"run.py train {recipe}", args=overrides, description=train.__doc__)
+        told = f"Every setting of {recipe}, with its value there as the default."
+        return tyro.cli(command, prog=f"run.py train {recipe}", args=overrides, description=told)
     except NotFiniteError as error:
         console.print_error(error)
         return 1
@@ -324,8 +337,6 @@ def doctor(checkpoint: Path | None = None, slowfast: Path | None = None) -> int:
 
 def _open(options: ModelOptions, question: str | None = None) -> "Judge":
     """Load the model that is to rate videos, or to answer `question`; progress and notices go to standard error."""
-    import jax
-
     from convert.load import open_config, open_model
     from vqathinker_jax.data.prompt import load_tokenizer
     from vqathinker_jax.generate import Sampling
@@ -340,10 +351,20 @@ def _open(options: ModelOptions, question: str | None = None) -> "Judge":
     config = open_config(options.checkpoint, slowfast=options.slowfast)
     tokenizer = load_tokenizer(options.checkpoint)
     check(config, tokenizer, view, sampling, options.seed, question)
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = _backend() == "cpu"
     dtype = options.dtype if options.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     model = open_model(options.checkpoint, dtype=dtype, slowfast=options.slowfast, unrolled=on_cpu, progress=True)
     return Judge(model, tokenizer, view, sampling, options.seed)
+
+
+def _backend() -> str:
+    import jax
+
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError):  # the latter where CUDA is asked for and there is none
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise InputError(f"jax finds no device for JAX_PLATFORMS={asked!r}; unset it, or see: run.py doctor") from None
 
 
 def _cache_compilations() -> None:
@@ -383,6 +404,11 @@ def main() -> int:
         if sys.argv[1:2] == ["train"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
             return _train(Path(sys.argv[2]), sys.argv[3:])
         return tyro.extras.subcommand_cli_from_dict(commands, prog="run.py", description=__doc__)
+    except BrokenPipeError:  # whoever reads our output has seen enough; Python would flush the rest at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
     except (InputError, OSError) as error:
         console.print_error(error)
         return 2

@@ -9,7 +9,7 @@ so there are none here.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -139,12 +139,8 @@ def _write(
             if not chosen:
                 continue
             specs: dict[str, Spec] = {name: (tensor.shape, tensor.dtype) for name, tensor in chosen.items()}
-
-            def made(chosen: Mapping[str, Outgoing] = chosen) -> Iterator[tuple[str, np.ndarray]]:
-                yield from ((name, tensor.make()) for name, tensor in chosen.items())
-
             with Writer(folder, specs, stem=stem, limit=sys.maxsize if beside else limit) as writer:
-                for name, array in ahead(made()):
+                for name, array in zip(chosen, ahead(tensor.make for tensor in chosen.values()), strict=True):
                     writer.append(name, array)
                     bar.update()
                 sums |= writer.finish()

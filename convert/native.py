@@ -1,7 +1,7 @@
 """A checkpoint of the PyTorch world in, a native one out, one layer's array in memory at a time."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from convert.origin import Origin, open_origin
 from convert.packing import ahead, packed
+from convert.tensors import Tensor
 from vqathinker_jax.checkpoint import CARRIED, WEIGHTS, Manifest, finish, is_native
 from vqathinker_jax.folder import check_free, replacing
 from vqathinker_jax.records import CheckpointError
@@ -36,11 +37,11 @@ def convert_checkpoint(
         raise CheckpointError(f"{target}: holds {source}, which is still needed; name another folder")
     origin = open_origin(source, slowfast)
     kinds = _kinds(origin, dtype)
-    with replacing(target, force=force) as partial:
-        sums = _write_weights(origin, kinds, partial)
+    with replacing(target, force=force) as folder:
+        sums = _write_weights(origin, kinds, folder)
         if origin.carried:
             specs = {name: (tensor.shape, tensor.dtype) for name, tensor in origin.carried.items()}
-            with Writer(partial, specs, stem=CARRIED.removesuffix(".safetensors")) as writer:
+            with Writer(folder, specs, stem=CARRIED.removesuffix(".safetensors")) as writer:
                 for name, tensor in origin.carried.items():
                     writer.append(name, tensor.read())
                 sums |= writer.finish()
@@ -51,18 +52,21 @@ def convert_checkpoint(
             repeated=origin.repeated,
             dtypes={} if dtype is not None else _exceptions(origin, kinds),
         )
-        finish(partial, source, manifest, sums)
+        finish(folder, source, manifest, sums)
     return origin.left_out
 
 
-def _write_weights(origin: Origin, kinds: dict[str, str], partial: Path) -> dict[str, dict[str, str]]:
-    def pieces() -> Iterator[tuple[str, np.ndarray]]:
-        for (path, _), row in origin.rows.items():
-            yield path, packed(row.read(), DTYPES[kinds[path]])
+def _write_weights(origin: Origin, kinds: dict[str, str], folder: Path) -> dict[str, dict[str, str]]:
+    def make(path: str, row: Tensor) -> np.ndarray:
+        return packed(row.read(), DTYPES[kinds[path]])
 
+    paths = [path for path, _ in origin.rows]
+    made = ahead(partial(make, path, row) for (path, _), row in origin.rows.items())
     specs = {path: (shape, kinds[path]) for path, shape in origin.shapes.items()}
-    with Writer(partial / WEIGHTS, specs) as writer:
-        for path, array in tqdm(ahead(pieces()), f"converting {origin.directory.resolve().name}", len(origin.rows)):
+    with Writer(folder / WEIGHTS, specs) as writer:
+        for path, array in tqdm(
+            zip(paths, made, strict=True), f"converting {origin.directory.resolve().name}", len(paths)
+        ):
             writer.append(path, array)
         return {f"{WEIGHTS}/{file}": sums for file, sums in writer.finish().items()}
 

@@ -1,8 +1,9 @@
 """Arrays on their way from one layout and file to another."""
 
 import itertools
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -25,14 +26,16 @@ def packed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return target
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each made in another thread while the one before it is in use."""
-    with ThreadPoolExecutor(1) as maker:
-        done = object()
-        making = maker.submit(next, items, done)
-        while (item := making.result()) is not done:
-            making = maker.submit(next, items, done)
-            yield item  # type: ignore[misc]
+def ahead(makers: Iterable[Callable[[], Item]]) -> Iterator[Item]:
+    """What each of these makes, in their order; the next two are made in other threads while one is in use."""
+    with ThreadPoolExecutor(2) as pool:
+        making: deque[Future[Item]] = deque()
+        for make in makers:
+            making.append(pool.submit(make))
+            if len(making) > 2:
+                yield making.popleft().result()
+        while making:
+            yield making.popleft().result()
 
 
 def copy_into(source: np.ndarray, target: np.ndarray) -> None:

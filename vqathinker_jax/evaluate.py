@@ -96,7 +96,7 @@ def evaluate(
     run = identity(judge, task)
     with Predictions(output, run, {found.name for found in sets}, resume=resume, share=share) as predictions:
         (output / FRAMES).mkdir(exist_ok=True)
-        todo = _missing(asked[share.number - 1 :: share.of], predictions.rows, run)
+        todo = _missing(share.take(asked), predictions.rows, run)
         _Run(judge, task, run, todo, predictions, report).work(pace)
         return predictions.rows, run
 

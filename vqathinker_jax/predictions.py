@@ -13,14 +13,15 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from vqathinker_jax.records import InputError
 
 Row = dict[str, Any]
+T = TypeVar("T")
 RUN, WHOLE, LOCK = "run.json", "predictions.jsonl", ".lock"
 
 
@@ -41,6 +42,10 @@ class Share:
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise InputError(f"share is {text!r}: write which of how many, as in 2/4")
         return Share(int(match[1]), int(match[2]))
+
+    def take(self, everything: Sequence[T]) -> Sequence[T]:
+        """This share of a list that is the same for all."""
+        return everything[self.number - 1 :: self.of]
 
     @property
     def suffix(self) -> str:
@@ -106,6 +111,16 @@ class Predictions:
         self.rows[place] = row
         self._file.write(_line(row).encode())  # one call, so that all of it or nothing is there after a kill
         os.fsync(self._file.fileno())
+
+
+def read_run(folder: Path) -> dict[tuple[str, str], Row]:
+    """The rows of a whole run in another folder.
+
+    Raises: InputError where it holds none.
+    """
+    if not (folder / WHOLE).is_file():
+        raise InputError(f"{folder}: holds no {WHOLE}; name the output folder of an evaluation")
+    return read_rows(folder / WHOLE)
 
 
 def read_rows(path: Path) -> dict[tuple[str, str], Row]:

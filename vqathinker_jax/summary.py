@@ -15,10 +15,9 @@ import numpy as np
 
 from vqathinker_jax.data.labels import LETTERS, Item, VideoSet
 from vqathinker_jax.data.paper import IN, OUT, published
-from vqathinker_jax.metrics import Agreement, Figure, Logistic, agreement, weighted_mean
+from vqathinker_jax.metrics import Agreement, Logistic, agreement, weighted_mean
+from vqathinker_jax.tables import FIGURES, markdown, tables
 
-FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fitted", "rmse_fitted")
-TITLES = ("SRCC", "KRCC", "PLCC (raw)", "PLCC (fitted)", "RMSE (fitted)")
 COLUMNS = ("set", "video", "mos", "score", "status", "reason", "category", "right", "chosen", "correct")
 TEXTS = ("thinking", "answer", "text")
 Row = Mapping[str, Any]
@@ -41,17 +40,21 @@ class Entry:
         return "unparsable" if "text" in self.row else "unreadable"
 
     @property
+    def right(self) -> str | None:
+        """The letter of the right option of a question."""
+        return LETTERS[self.item.choice.right] if self.item.choice else None
+
+    @property
     def correct(self) -> bool:
         """Whether the right option was chosen; no answer is not right."""
-        choice = self.item.choice
-        return bool(choice and self.row and self.row.get("chosen") == LETTERS[choice.right])
+        return self.right is not None and self.row is not None and self.row.get("chosen") == self.right
 
     def fields(self) -> dict[str, Any]:
         """The entry as one row of a table."""
         row = {name: value for name, value in (self.row or {}).items() if name in (*COLUMNS, *TEXTS)}
         row |= {"video": self.item.name, "mos": self.item.mos, "status": self.status}
         if choice := self.item.choice:
-            row |= {"category": choice.category, "right": LETTERS[choice.right], "correct": self.correct}
+            row |= {"category": choice.category, "right": self.right, "correct": self.correct}
         return {name: value for name, value in row.items() if value is not None}
 
 
@@ -120,7 +123,7 @@ def _averages(sets: Mapping[str, Row]) -> dict[str, Any]:
     """Over the paper's two groups of sets, as far as they are here; and over all labelled sets where there are more."""
     groups = {name: [s for s in sets if (known := published(s)) and known.domain == name] for name in (IN, OUT)}
     labelled = [name for name, found in sets.items() if "srcc" in found]
-    groups["all"] = labelled if len(labelled) > 1 else []
+    groups["all"] = labelled if len(labelled) > 1 and labelled not in groups.values() else []
     return {name: _average([sets[s] for s in members], members) for name, members in groups.items() if members}
 
 
@@ -162,73 +165,10 @@ def _accuracy(entries: Iterable[Entry]) -> dict[str, Any]:
 def write(folder: Path, results: Sequence[SetResult], summary: Mapping[str, Any]) -> None:
     """Write summary.json, summary.md and predictions.csv."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "summary.md").write_text(markdown(summary), encoding="utf-8")
+    (folder / "summary.md").write_text(markdown(tables(summary)), encoding="utf-8")
     with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, [*COLUMNS, *TEXTS], restval="")
         table.writeheader()
         for result in results:
             for entry in result.entries:
                 table.writerow({"set": result.name, **entry.fields()})
-
-
-def markdown(summary: Mapping[str, Any]) -> str:
-    """The figures as tables for people."""
-    lines = ["# Evaluation", ""]
-    sets = summary["sets"]
-    if any("srcc" in found for found in sets.values()):
-        lines += _table(["Set", "Rated", *TITLES], [_figures_row(name, found) for name, found in sets.items()])
-        whys = {
-            f[figure]["why"]: name for name, f in sets.items() for figure in FIGURES if f.get(figure, {}).get("why")
-        }
-        lines += [f"- {_cell(name)}: {why}" for why, name in whys.items()] + [""]
-        lines += ["Brackets: bootstrap 95 % intervals. Fitted: after the 4-parameter logistic fit.", ""]
-    if known := {name: found for name, found in sets.items() if "published" in found}:
-        lines += _table(
-            ["Set", "SRCC", "published", "difference", "PLCC (raw)", "published", "difference"],
-            [_beside(name, found) for name, found in known.items()]
-            + [_beside(f"{name}, weighted", a) for name, a in summary["averages"].items() if "published" in a],
-        )
-    for name, found in sets.items():
-        if "accuracy" in found:
-            rows = [
-                [_cell(category), f"{a['right']} of {a['questions']}", f"{a['share']:.1%}"]
-                for category, a in found["accuracy"].items()
-            ]
-            lines += _table([f"{_cell(name)}: category", "right", "share"], rows)
-    counted = ("videos", "rated", "unreadable", "unparsable", "cut_off")
-    rows = [[_cell(name), *(str(f[c]) for c in counted), str(len(f["absent"]))] for name, f in sets.items()]
-    lines += _table(["Set", "videos", "rated", "unreadable", "no rating", "cut off", "absent"], rows)
-    return "\n".join(lines)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)] + [""]
-
-
-def _figures_row(name: str, found: Row) -> list[str]:
-    figures = [_figure(Figure(**found[figure])) if figure in found else "–" for figure in FIGURES]
-    return [_cell(name), found["coverage"], *figures]
-
-
-def _figure(figure: Figure) -> str:
-    if figure.value is None:
-        return "–"
-    interval = "" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]"
-    return f"{figure.value:.3f}{interval}"
-
-
-def _beside(name: str, found: Row) -> list[str]:
-    cells = [_cell(name)]
-    for figure in "srcc", "plcc_raw":
-        ours = found.get(figure)
-        value = ours["value"] if isinstance(ours, dict) else ours
-        difference = found["difference"].get(figure)
-        cells += ["–" if value is None else f"{value:.3f}", f"{found['published'][figure]:.3f}"]
-        cells += ["–" if difference is None else f"{difference:+.3f}"]
-    return cells
-
-
-def _cell(text: str) -> str:
-    """Text from files that cannot break a table or become markup."""
-    plain = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-    return plain.replace("`", "\\`").replace("[", "\\[")

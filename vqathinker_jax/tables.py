@@ -1,0 +1,114 @@
+"""The figures of a run go in, as `summary.summarise` gives them; tables for people come out, and Markdown of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fitted", "rmse_fitted")
+TITLES = ("SRCC", "KRCC", "PLCC (raw)", "PLCC (fitted)", "RMSE (fitted)")
+Found = Mapping[str, Any]
+
+
+class Table(NamedTuple):
+    """Texts, the first column of which names the row; notes stand below."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+def tables(summary: Found, other: Found | None = None, other_name: str = "") -> list[Table]:
+    """Agreement with labels, the published figures beside ours, accuracy by category, and what was counted.
+
+    Rows of an `other` run's figures stand below this run's, under its name.
+    """
+    sets = summary["sets"]
+    found = [_agreement(summary, other, other_name), _published(summary)]
+    found += [_accuracy(name, numbers["accuracy"]) for name, numbers in sets.items() if "accuracy" in numbers]
+    return [table for table in [*found, _counts(sets)] if table.rows]
+
+
+def markdown(all_tables: Iterable[Table]) -> str:
+    """Tables as Markdown, in which nothing of a name is markup."""
+    lines = ["# Evaluation", ""]
+    for table in all_tables:
+        rows = [[_plain(cell) for cell in row] for row in table.rows]
+        lines += [f"## {_plain(table.title)}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (table.header, ["---"] * len(table.header), *rows)]
+        lines += ["", *(f"- {_plain(note)}" for note in table.notes), *[""] * bool(table.notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _agreement(summary: Found, other: Found | None, other_name: str) -> Table:
+    rows, notes = [], []
+    for name, numbers in summary["sets"].items():
+        if "srcc" not in numbers:
+            continue
+        rows.append([name, numbers["coverage"], *(_figure(numbers[figure]) for figure in FIGURES)])
+        notes += [f"{name}: {numbers[figure]['why']}" for figure in FIGURES if numbers[figure]["why"]]
+        if other and "srcc" in other["sets"].get(name, {}):
+            theirs = other["sets"][name]
+            label = f"{name}, {other_name}"
+            rows.append([label, theirs["coverage"], *(_figure(theirs[figure]) for figure in FIGURES)])
+    for name, means in summary["averages"].items():
+        values = (_number(means.get(figure)) for figure in FIGURES)
+        rows.append([f"{name}, weighted mean", f"{len(means['sets'])} sets", *values])
+    notes.append("In brackets: bootstrap 95 % intervals. Fitted: after the 4-parameter logistic fit.")
+    return Table("Agreement with labels", ["Set", "Rated", *TITLES], rows, list(dict.fromkeys(notes)))
+
+
+def _published(summary: Found) -> Table:
+    header = ["Set", "SRCC", "published", "difference", "PLCC (raw)", "published", "difference"]
+    known = [(name, numbers) for name, numbers in summary["sets"].items() if "published" in numbers]
+    means = [(f"{name}, weighted mean", m) for name, m in summary["averages"].items() if "published" in m]
+    rows = [_beside(name, numbers) for name, numbers in [*known, *means]]
+    notes = [
+        f"{name}: {numbers['videos']} videos here, {numbers['published']['videos']} in the paper"
+        for name, numbers in known
+        if numbers["videos"] != numbers["published"]["videos"]
+    ]
+    return Table("Beside the published figures", header, rows, notes)
+
+
+def _beside(name: str, numbers: Found) -> list[str]:
+    cells = [name]
+    for figure in "srcc", "plcc_raw":
+        ours, difference = numbers.get(figure), numbers["difference"].get(figure)
+        value = ours["value"] if isinstance(ours, Mapping) else ours
+        cells += [_number(value), _number(numbers["published"][figure])]
+        cells.append("–" if difference is None else f"{difference:+.3f}")
+    return cells
+
+
+def _accuracy(name: str, accuracy: Found) -> Table:
+    rows = [
+        [category, f"{counted['right']} of {counted['questions']}", f"{counted['share']:.1%}"]
+        for category, counted in accuracy.items()
+    ]
+    return Table(f"{name}: accuracy", ["Category", "Right", "Share"], rows)
+
+
+def _counts(sets: Mapping[str, Found]) -> Table:
+    header = ["Set", "Videos", "Answered", "Unreadable", "Without a rating", "Cut off", "Absent"]
+    counted = ("videos", "rated", "unreadable", "unparsable", "cut_off")
+    rows = [
+        [name, *(str(numbers[key]) for key in counted), str(len(numbers["absent"]))] for name, numbers in sets.items()
+    ]
+    return Table("Counts", header, rows)
+
+
+def _figure(figure: Found) -> str:
+    interval = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+    return f"{_number(figure['value'])}{interval}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _plain(text: str) -> str:
+    """Text that can neither break a table nor become markup."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "\\|`*_[]":
+        text = text.replace(mark, f"\\{mark}")
+    return text

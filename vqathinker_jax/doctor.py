@@ -5,6 +5,7 @@ made: equal, score and text, in float32 on a CPU; on an accelerator, where round
 """
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,8 @@ from vqathinker_jax.records import InputError
 if TYPE_CHECKING:
     from vqathinker_jax.judge import Judge, Verdict
 
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "av", "numpy", "pillow", "safetensors")
+COMPUTING = "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy"
+PACKAGES = (*COMPUTING, "transformers", "av", "pillow", "safetensors", "tqdm")
 TOLERANCE = 0.5
 
 
@@ -55,9 +57,11 @@ def _findings(assets: Path, open_judge: Callable[[], "Judge"]) -> Iterator[Findi
     if all(finding.sound for finding in packages):
         expected = json.loads((assets / "expected.json").read_text(encoding="utf-8"))
         clips = {assets / "clips" / name: recorded for name, recorded in expected["clips"].items()}
-        yield from _devices()
+        devices = [*_devices()]
+        yield from devices
         yield from _decoders(next(iter(clips)))
-        yield from _clips(clips, open_judge)
+        if all(finding.sound for finding in devices):
+            yield from _clips(clips, open_judge)
 
 
 def _packages() -> Iterator[Finding]:
@@ -71,7 +75,16 @@ def _packages() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import jax
 
-    for device in jax.devices():
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where CUDA is asked for and there is none
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        why = f" ({error})" if str(error) else ""
+        yield Finding(
+            False, f"jax finds no device for JAX_PLATFORMS={asked!r}{why}; unset it, or install what it names"
+        )
+        return
+    for device in devices:
         yield Finding(True, f"device {device.id}: {device.platform}, {device.device_kind}")
 
 

@@ -146,6 +146,23 @@ def test_a_path_without_videos_fails_alone(command, checkpoint: Path, tmp_path: 
     assert "no such file" in rows[1]["reason"]
 
 
+def test_a_machine_without_the_device_that_is_asked_for_is_told_so(
+    command, checkpoint: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    def broken() -> None:
+        raise RuntimeError("Unable to initialize backend 'tpu'")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    monkeypatch.setattr("jax.default_backend", broken)
+    monkeypatch.setattr("jax.devices", broken)
+    assert command("score", "clip.mp4", "--checkpoint", checkpoint, *SMALL) == 2
+    assert capsys.readouterr().err.startswith("error: jax finds no device for JAX_PLATFORMS='tpu'; unset it, or see")
+    assert command("doctor") == 1
+    printed = capsys.readouterr().out
+    assert "✗ jax finds no device for JAX_PLATFORMS='tpu' (Unable to initialize backend 'tpu'); unset it" in printed
+    assert "✓ decoder pyav" in printed
+
+
 def test_a_converted_checkpoint_answers_as_its_source(command, checkpoint: Path, tmp_path: Path, capsys):
     clips.write(tmp_path / "clip.mp4", 8)
     assert command("convert", checkpoint, tmp_path / "native") == 0

@@ -202,18 +202,21 @@ def convert(
     source: Source,
     target: Target,
     slowfast: SlowFastPath = None,
+    fresh_motion: Flag = False,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
     force: Flag = False,
 ) -> int:
     """Write a Hugging Face checkpoint (either format) as a native one, which loads faster and onto any mesh.
 
     For example:
-      python run.py convert InternVL3-8B vqathinker-8b --slowfast SLOWFAST_8x8_R50.pyth
+      python run.py convert VQAThinker-8B vqathinker-8b
+      python run.py convert InternVL3-8B start-8b --fresh-motion --slowfast SLOWFAST_8x8_R50.pyth     (to train)
 
     Args:
         source: Folder with config.json, safetensors and tokenizer files.
         target: Folder to write.
-        slowfast: SlowFast weights, for a checkpoint that has a motion branch but not these.
+        slowfast: SlowFast weights, for a checkpoint that does not have them.
+        fresh_motion: Give a plain InternVL3 a motion branch, as training starts from; its projector knows nothing yet.
         dtype: Dtype of the written weights; stored keeps each tensor's own.
         force: Replace a target that is not empty.
     """
@@ -224,7 +227,7 @@ def convert(
     read_config(source)
     load_tokenizer(source)
     kind = None if dtype == "stored" else dtype
-    notes = convert_checkpoint(source, target, slowfast=slowfast, dtype=kind, force=force)
+    notes = convert_checkpoint(source, target, slowfast=slowfast, fresh_motion=fresh_motion, dtype=kind, force=force)
     console.print_lines("\n".join([f"wrote {target}", *(f"note: {note}" for note in notes)]))
     return 0
 

@@ -49,16 +49,23 @@ class Source:
     tensors: Mapping[str, Tensor]
 
 
-def open_source(directory: Path, slowfast: Path | None = None) -> Source:
+def open_source(directory: Path, slowfast: Path | None = None, *, fresh_motion: bool = False) -> Source:
     """The source in a folder; `slowfast` is the file of SlowFast's weights where the checkpoint lacks them.
 
-    Raises: CheckpointError where a file is missing or damaged, the config is unsupported, or SlowFast's weights are
-    nowhere or in two places.
+    fresh_motion: give a checkpoint without a motion branch one whose projector is still to be trained.
+
+    Raises: CheckpointError where a file is missing or damaged, the config is unsupported, SlowFast's weights are
+    nowhere or in two places, or a motion branch is there already.
     """
     raw = read_config(directory)
     config = parse_config(raw, motion=True, file=str(directory / "config.json"))
     tensors = open_folder(directory)
-    if not any(name.startswith((motion.PROJECTOR, motion.ROOTS[0])) for name in tensors):
+    moving = any(name.startswith((motion.PROJECTOR, motion.ROOTS[0])) for name in tensors)
+    if fresh_motion and moving:
+        raise CheckpointError(f"{directory}: has a motion branch already; leave --fresh-motion out")
+    if fresh_motion and config.motion:
+        tensors |= motion.fresh(config.motion.features, config.language.width)
+    elif not moving:
         config = replace(config, motion=None)
     spelling = recognise(raw, tensors)
     source = Source(directory, config, spelling, SPELLINGS[spelling], tensors)
@@ -77,7 +84,8 @@ def _settle_slowfast(source: Source, path: Path | None) -> Source:
     where, own = source.directory, any(name.startswith(motion.ROOTS[0]) for name in source.tensors)
     if source.config.motion is None:
         if path:
-            raise CheckpointError(f"{where}: has no motion branch, so {path} has no place in it; leave --slowfast out")
+            cure = "leave --slowfast out, or convert it with --fresh-motion to train one"
+            raise CheckpointError(f"{where}: has no motion branch, so {path} has no place in it; {cure}")
         return source
     if own and path:
         raise CheckpointError(

@@ -5,7 +5,10 @@ Axes: O I channels out and in, T Y X the kernel in time and space, Z motion feat
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from convert.rule import Ignored, Rule, Table, row
+from convert.tensors import Tensor
 
 PROJECTOR = "motion_mlp."
 ROOTS = ("slowfast_model.feature_extraction.", "blocks.")
@@ -26,6 +29,27 @@ def projector() -> Table:
             row(PROJECTOR + "3.bias", "O -> O", "motion_projector.down.bias"),
         )
     )
+
+
+def fresh(features: int, width: int, seed: int = 0) -> dict[str, Tensor]:
+    """The projector's tensors, by the reference's names, before any training: weights uniform in [0, 0.01), biases 0.
+
+    Source: the reference's fresh start of `motion_mlp`, from a model without a motion branch.
+    """
+    rng = np.random.default_rng(seed)
+    values = {
+        "0.weight": np.ones(features),
+        "0.bias": np.zeros(features),
+        "1.weight": rng.uniform(0, 0.01, (width, features)),
+        "1.bias": np.zeros(width),
+        "3.weight": rng.uniform(0, 0.01, (width, width)),
+        "3.bias": np.zeros(width),
+    }
+    return {PROJECTOR + name: _held(value.astype(np.float32)) for name, value in values.items()}
+
+
+def _held(value: np.ndarray) -> Tensor:
+    return Tensor(value.shape, "F32", lambda: value)
 
 
 def slowfast(root: str) -> Table:

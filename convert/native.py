@@ -20,11 +20,18 @@ from vqathinker_jax.stored import DTYPES, NAMES, Writer
 
 
 def convert_checkpoint(
-    source: Path, target: Path, *, slowfast: Path | None = None, dtype: DTypeLike | None = None, force: bool = False
+    source: Path,
+    target: Path,
+    *,
+    slowfast: Path | None = None,
+    fresh_motion: bool = False,
+    dtype: DTypeLike | None = None,
+    force: bool = False,
 ) -> tuple[str, ...]:
     """Write the checkpoint of the PyTorch world in `source` as a native one to `target`, with a bar on stderr.
 
-    slowfast: a file of SlowFast's weights, for a checkpoint that has the motion projector but not them. dtype: of every
+    slowfast: a file of SlowFast's weights, for a checkpoint that lacks them. fresh_motion: give a checkpoint without a
+    motion branch one whose projector is still to be trained. dtype: of every
     weight; None keeps what is stored, the widest where layers differ. force: replace a checkpoint in `target`. Returns
     what was left out, and why, in sentences.
 
@@ -35,7 +42,7 @@ def convert_checkpoint(
         raise CheckpointError(f"{source}: is a native checkpoint already; copy the folder")
     if source.resolve().is_relative_to(target.resolve()):
         raise CheckpointError(f"{target}: holds {source}, which is still needed; name another folder")
-    origin = open_origin(source, slowfast)
+    origin = open_origin(source, slowfast, fresh_motion=fresh_motion)
     kinds = _kinds(origin, dtype)
     with replacing(target, force=force) as folder:
         sums = _write_weights(origin, kinds, folder)

@@ -59,13 +59,13 @@ class Origin:
         return {path: array.shape for path, array in arrays(abstract_model(self.config)).items()}
 
 
-def open_origin(directory: Path, slowfast: Path | None = None) -> Origin:
-    """The checkpoint in a folder; `slowfast` is as for `open_source`.
+def open_origin(directory: Path, slowfast: Path | None = None, *, fresh_motion: bool = False) -> Origin:
+    """The checkpoint in a folder; `slowfast` and `fresh_motion` are as for `open_source`.
 
     Raises: CheckpointError with every fault found, one a line.
     """
     if not is_native(directory):
-        return _published(open_source(directory, slowfast))
+        return _published(open_source(directory, slowfast, fresh_motion=fresh_motion))
     if slowfast:
         raise CheckpointError(f"{directory}: a native checkpoint has no use for {slowfast}; leave --slowfast out")
     return _native(directory)

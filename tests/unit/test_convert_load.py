@@ -13,7 +13,8 @@ import torch
 from safetensors.numpy import save_file
 
 from convert.formats import open_source
-from convert.load import fit, load, stream
+from convert.load import fit, load, open_model, stream
+from convert.native import convert_checkpoint
 from tests.checkpoints import MOTION, Dtype, Format, Tower, draw, settings, shapes, slowfast, write
 from vqathinker_jax.checkpoint import abstract_model, arrays
 from vqathinker_jax.records import CheckpointError
@@ -275,3 +276,26 @@ def test_where_slowfast_cannot_be_taken_from(tmp_path: Path):
         load(whole, slowfast=tmp_path / "hub.safetensors")
     with pytest.raises(CheckpointError, match=r"has no motion branch.*leave --slowfast out"):
         load(folder(tmp_path / "plain", Kind()), slowfast=tmp_path / "hub.safetensors")
+
+
+def test_a_plain_checkpoint_gets_a_motion_branch_to_train(tmp_path: Path):
+    config = settings("chat")
+    names = shapes(config, motion=False)
+    plain = write(tmp_path / "plain", config, draw(names))
+    slowfast_names = {k: v for k, v in shapes(config, motion=True).items() if k.startswith("slowfast_model.")}
+    save_file(draw(slowfast_names), tmp_path / "slowfast.safetensors")
+    given = {"slowfast": tmp_path / "slowfast.safetensors", "fresh_motion": True}
+    convert_checkpoint(plain, tmp_path / "native", **given)
+    model = open_model(tmp_path / "native")
+    projector = model.motion_projector
+    for kernel in (projector.up.kernel[...], projector.down.kernel[...]):
+        # Uniform in [0, 0.01): the reference's start.
+        assert 0 <= kernel.min() < 0.001
+        assert 0.009 < kernel.max() < 0.01
+        assert abs(float(kernel.mean()) - 0.005) < 5e-4
+    assert not np.any(projector.up.bias[...])
+    assert not np.any(projector.norm.bias[...])
+    assert np.all(projector.norm.scale[...] == 1)
+    moving = write(tmp_path / "moving", config, draw(shapes(config, motion=True)))
+    with pytest.raises(CheckpointError, match="has a motion branch already; leave --fresh-motion out"):
+        convert_checkpoint(moving, tmp_path / "other", fresh_motion=True)

@@ -322,6 +322,42 @@ def _recipe(path: Path) -> "TrainConfig":
     return config
 
 
+def synthesize(
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")],
+    train: int = 1500,
+    in_domain: int = 200,
+    out_of_domain: int = 200,
+    size: int = 112,
+    frames: int = 12,
+    seed: int = 0,
+    workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: one a core)")] = None,
+) -> int:
+    """Write videos with known damages and their ratings: a set to train on, and two to test on.
+
+    For example:
+      python run.py synthesize synthetic
+      python run.py evaluate synthetic/in_domain.json --videos synthetic --output runs/synthetic
+
+    Args:
+        folder: Folder to write; one that holds this very set is left as it is.
+        train: Videos to train on.
+        in_domain: Videos of unseen scenes with the damages of training.
+        out_of_domain: Videos of unseen scenes with unseen kinds or strengths of damage.
+        size: Pixels a side; the side that the model will see, for fine damage does not survive a resize.
+        frames: Frames that the model will sample; a file holds one more.
+        seed: Of scenes, damages and raters.
+        workers: Processes that make videos.
+    """
+    from vqathinker_jax.data.synthetic import SyntheticConfig, write_set
+
+    truths = write_set(
+        folder, SyntheticConfig(train, in_domain, out_of_domain, size, frames, seed), workers, progress=True
+    )
+    for split, made in truths.items():
+        console.print_lines(f"{folder / split}.jsonl: {len(made)} videos")
+    return 0
+
+
 def doctor(checkpoint: Path | None = None, slowfast: Path | None = None) -> int:
     """Check this installation: versions, devices, decoders, and a bundled clip scored against its recorded result.
 
@@ -399,6 +435,7 @@ def main() -> int:
         "ask": ask,
         "evaluate": evaluate,
         "train": train,
+        "synthesize": synthesize,
         "convert": convert,
         "export": export,
         "doctor": doctor,

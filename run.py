@@ -8,6 +8,7 @@ Exit status: 0 all well, 1 some input failed while the rest was done, 2 wrong us
 import os
 import runpy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vqathinker_jax import console
-from vqathinker_jax.records import InputError
+from vqathinker_jax.records import InputError, VideoError
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -80,18 +81,29 @@ def score(
     paths: Videos,
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
     as_json: AsJson = False,
+    window: float | None = None,
+    stride: float = 0.0,
+    curves: Path = Path("curves"),
 ) -> int:
     """Rate videos from 1 (very poor) to 5 (excellent), with the reasoning.
 
     For example:
       python run.py score clip.mp4
       python run.py score videos/ 'more/*.mkv' --checkpoint VQAThinker-8B --json > ratings.jsonl
+      python run.py score film.mkv --window 10 --stride 5     (an extension: the rating over time)
+
+    Args:
+        window: Rate windows of so many seconds instead of whole videos, whatever their length.
+        stride: Seconds from one window's beginning to the next's; 0 for one after another.
+        curves: Folder for each video's rating over time, as NAME.json and NAME.png.
     """
     from vqathinker_jax.data.paths import expand
 
     if not paths:
         raise InputError("score: no paths given; name a video, a folder or a glob, as in: python run.py score clip.mp4")
     videos = expand(paths)
+    if window is not None:
+        return _score_windows(videos, model, window, stride, curves, as_json=as_json)
     judge = _open(model)
     verdicts = [_score_one(judge, video, index, len(videos), as_json=as_json) for index, video in enumerate(videos)]
     if not as_json and len(verdicts) > 1:
@@ -177,7 +189,11 @@ def evaluate(
             pace=pace,
             resume=resume,
             share=part,
-            report=lambda now: count(now.done, now.total, f"{now.failed + now.absent} failed"),
+            report=lambda now: count(
+                now.done,
+                now.total,
+                f"{now.failed + now.absent} failed, {now.waited_s / now.seconds:.0%} of the time waiting for videos",
+            ),
         )
     results = summary.join(sets, rows)
     if part.of == 1:
@@ -376,24 +392,22 @@ def doctor(checkpoint: Path | None = None, slowfast: Path | None = None) -> int:
 
 def _open(options: ModelOptions, question: str | None = None) -> "Judge":
     """Load the model that is to rate videos, or to answer `question`; progress and notices go to standard error."""
-    from convert.load import open_config, open_model
-    from vqathinker_jax.data.prompt import load_tokenizer
-    from vqathinker_jax.generate import Sampling
-    from vqathinker_jax.judge import Judge, View, check
+    from vqathinker import Sampling, View, load
 
+    _backend()
     _cache_compilations()
     if _is_demo(options):
         print(DEMO_NOTICE, file=sys.stderr)
-    # What is wrong with the settings or the small files is said before gigabytes of weights are read.
-    view = View(options.frames, options.image_size, options.decoder)
-    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
-    config = open_config(options.checkpoint, slowfast=options.slowfast)
-    tokenizer = load_tokenizer(options.checkpoint)
-    check(config, tokenizer, view, sampling, options.seed, question)
-    on_cpu = _backend() == "cpu"
-    dtype = options.dtype if options.dtype != "auto" else "float32" if on_cpu else "bfloat16"
-    model = open_model(options.checkpoint, dtype=dtype, slowfast=options.slowfast, unrolled=on_cpu, progress=True)
-    return Judge(model, tokenizer, view, sampling, options.seed)
+    return load(
+        options.checkpoint,
+        slowfast=options.slowfast,
+        dtype=options.dtype,
+        view=View(options.frames, options.image_size, options.decoder),
+        sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p),
+        seed=options.seed,
+        question=question,
+        progress=True,
+    )
 
 
 def _backend() -> str:
@@ -422,6 +436,37 @@ def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: 
     else:
         console.print_verdict(verdict)
     return verdict
+
+
+def _score_windows(
+    videos: Sequence[Path], model: ModelOptions, window: float, stride: float, curves: Path, *, as_json: bool
+) -> int:
+    """Rate each video's windows; returns the exit status."""
+    from vqathinker_jax import timeline
+    from vqathinker_jax.data.windows import Span
+
+    if model.decoder != "pyav":
+        raise InputError(f"--decoder {model.decoder} cannot read windows; use pyav")
+    span, judge, failed = Span(window, stride), _open(model), False
+    for name, video in zip(timeline.names(videos), videos, strict=True):
+        try:
+            with console.counting(video.name) as count:
+                moments = []
+                for moment in timeline.rate_windows(judge, video, span):
+                    moments.append(moment)
+                    count(len(moments), None, "windows")
+        except VideoError as fault:
+            console.print_error(fault)
+            failed = True
+            continue
+        told = timeline.write(curves, name, video, span, moments)
+        failed |= any(moment.score is None for moment in moments)
+        if as_json:
+            console.print_row(told)
+        else:
+            console.print_lines(timeline.describe(told))
+            print(f"wrote {curves / name}.json and .png")
+    return int(failed)
 
 
 def _is_demo(options: ModelOptions) -> bool:

@@ -92,20 +92,21 @@ def progress(name: str, tokens: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on standard error over things that are worked off; yields what to call with done, of how many, and a note.
+def counting(what: str) -> Iterator[Callable[[int, int | None, str], None]]:
+    """A bar on standard error over things that are worked off; yields what to call with done, of how many (None where
+    that is not known), and a note.
 
     Where standard error is no terminal, a line every so often.
     """
     console = Console(stderr=True)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(printable(what), total=None)
 
-        def show(done: int, total: int, note: str) -> None:
-            bar.update(task, description=f"{what}: {printable(note)}", completed=done, total=total)
+        def show(done: int, total: int | None, note: str) -> None:
+            bar.update(task, description=f"{printable(what)}: {printable(note)}", completed=done, total=total)
             if not console.is_terminal and (done % 100 == 0 or done == total):
-                print(f"{what}: {done} of {total}, {printable(note)}", file=sys.stderr, flush=True)
+                print(f"{printable(what)}: {done} of {total}, {printable(note)}", file=sys.stderr, flush=True)
 
         yield show
 

@@ -155,7 +155,10 @@ class Judge:
 
     def score(self, video: Path, progress: Callable[[int], None] = lambda written: None) -> Verdict:
         """Rate one video (or picture) file; whatever is wrong with it ends in the verdict, not in an exception."""
-        seen, cut_off = self._look(video, None, progress)
+        return self.verdict(*self._look(video, None, progress))
+
+    def verdict(self, seen: Seen, cut_off: bool) -> Verdict:
+        """The rating that a completion holds, or why there is none."""
         if seen.reason:
             return Verdict(**vars(seen))
         parsed = parse_score(seen.text)

@@ -5,7 +5,7 @@ one puts it into a place, one decodes all places together. Places began at diffe
 values at one common slot, which moves round a ring as long as the longest answer (`LanguageModel.decode`).
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class Prompt(NamedTuple):
     that is the same for all. key: seeds the draws, so that they depend on nothing else.
     """
 
-    tag: Hashable
+    tag: Any
     frames_FYXC: np.ndarray
     ids_S: np.ndarray
     mask_S: np.ndarray
@@ -36,7 +36,7 @@ class Prompt(NamedTuple):
 class Written(NamedTuple):
     """An answer. ids_T: int32, up to and including the stop token. stopped: False where it was cut off."""
 
-    tag: Hashable
+    tag: Any
     ids_T: np.ndarray
     stopped: bool
 
@@ -74,7 +74,7 @@ def answers(
     """
     ending = {"sampling": sampling, "stop_id": stop_id}
     held: Places | None = None
-    tags: dict[int, Hashable] = {}
+    tags: dict[int, Any] = {}
     more = True
     while more or tags:
         while more and len(tags) < places:

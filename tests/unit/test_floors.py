@@ -16,11 +16,13 @@ FLOORS = [
     ["sharding", "stored"],
     ["folder", "flops"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
-    ["generate", "checkpoint", "step", "predictions", "fingerprint", "tasks"],
+    ["generate", "checkpoint", "step", "predictions", "fingerprint", "tasks", "tables"],
     ["judge", "rollout", "places", "summary", "journal", "savepoint"],
-    ["train", "evaluate", "report", "console"],
+    ["lessons", "batch"],
+    ["train", "evaluate", "report", "timeline", "console"],
     ["doctor"],
     ["convert", "configs"],
+    ["vqathinker"],
     ["run"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -32,15 +34,19 @@ DEVICE_PACKAGES = {"jax", "flax", "optax", "numpy"} | set(sys.stdlib_module_name
 # Slow to import or not there on every machine: only in these rooms, and only inside functions.
 LATE = {"torch": {"convert"}, "transformers": {"data", "convert"}, "decord": {"data"}, "pytorchvideo": set()}
 
-OWN_PACKAGES = {"vqathinker_jax", "convert", "configs", "run"}
+MODULES = {"run", "vqathinker"}
+OWN_PACKAGES = {"vqathinker_jax", "convert", "configs", *MODULES}
 SOURCES = sorted(
     path.relative_to(ROOT)
-    for path in [ROOT / "run.py", *(file for package in OWN_PACKAGES for file in (ROOT / package).rglob("*.py"))]
+    for path in [
+        *(ROOT / f"{module}.py" for module in MODULES),
+        *(file for package in OWN_PACKAGES for file in (ROOT / package).rglob("*.py")),
+    ]
     if path.exists()
 )
 
 PROSE = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".txt", ".ini", ""}
-COMMITTED = [*OWN_PACKAGES - {"run"}, "tests", "benchmarks", "tools", ".ci"]
+COMMITTED = [*OWN_PACKAGES - MODULES, "tests", "benchmarks", "tools", ".ci"]
 
 
 def room_of(source: Path) -> str:

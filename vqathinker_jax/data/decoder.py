@@ -73,7 +73,7 @@ class _Reading:
         self.pts.append(frame.pts)
         if not slots:
             return
-        frame_YXC = _upright_rgb(frame)
+        frame_YXC = upright_rgb(frame)
         if not len(self.frames_FYXC):
             self.frames_FYXC = np.empty((len(self.indices), *frame_YXC.shape), np.uint8)
         height, width = self.frames_FYXC.shape[1:3]
@@ -103,7 +103,7 @@ def _read_by_seeking(path: Path, packets: Survey, frames: int) -> _Reading | Non
                     container.seek(packets.pts[first], stream=stream)
             # What lies between is known by its packets alone.
             reading.pts += packets.pts[len(reading.pts) : first]
-            if not _take_stretch(reading, _decoded(container, stream), packets.pts[: last + 1]):
+            if not _take_stretch(reading, decoded(container, stream), packets.pts[: last + 1]):
                 return None
     reading.pts += packets.pts[len(reading.pts) :]
     return reading
@@ -152,7 +152,7 @@ def _read_to_the_end(path: Path, packets: Survey, frames: int) -> _Reading:
                 stream.thread_type = "AUTO"
             else:
                 stream.codec_context.thread_count = 1
-            for frame in _decoded(container, stream):
+            for frame in decoded(container, stream):
                 reading.faults += frame is None or frame.is_corrupt
                 if frame is not None:
                     reading.take(frame)
@@ -163,7 +163,7 @@ def _read_to_the_end(path: Path, packets: Survey, frames: int) -> _Reading:
         count, threads = max(len(reading.pts), 1), False
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | None]:
+def decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | None]:
     """Yield the frames from here on in the order of presentation, and None for each packet that cannot be decoded."""
     for packet in _packets(container, stream):
         try:
@@ -182,7 +182,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet 
     yield None
 
 
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+def upright_rgb(frame: av.VideoFrame) -> np.ndarray:
     """Return a decoded frame as uint8 RGB [Y,X,C], turned and flipped as its display matrix says.
 
     By the scale filter, not `frame.reformat`, which differs from decord for odd heights and from decord2 above 8 bit.

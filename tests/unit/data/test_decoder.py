@@ -38,8 +38,8 @@ def decoded(path: Path) -> list[np.ndarray]:
 
 
 def test_only_frames_asked_for_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    upright_rgb, converted = decoder._upright_rgb, []
-    monkeypatch.setattr(decoder, "_upright_rgb", lambda frame: converted.append(frame.pts) or upright_rgb(frame))
+    upright_rgb, converted = decoder.upright_rgb, []
+    monkeypatch.setattr(decoder, "upright_rgb", lambda frame: converted.append(frame.pts) or upright_rgb(frame))
     decode(clips.write(tmp_path / "clip.mp4", COUNT, options=OPEN_GOP), FRAMES)
     assert len(converted) == FRAMES
 

@@ -1,0 +1,71 @@
+"""The Python interface: files and frames in memory, in order, the same on every call and in any batch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import vqathinker
+from tests import checkpoints, clips
+from vqathinker_jax.records import InputError
+
+VIEW, SHORT = vqathinker.View(4, 56), vqathinker.Sampling(max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = checkpoints.settings("chat")
+    tensors = checkpoints.draw(checkpoints.shapes(config, motion=True))
+    return checkpoints.write(tmp_path_factory.mktemp("checkpoint") / "chat", config, tensors)
+
+
+@pytest.fixture(scope="module")
+def judge(checkpoint: Path) -> vqathinker.Judge:
+    return vqathinker.load(checkpoint, view=VIEW, sampling=SHORT)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [clips.write(folder / f"{number}.mp4", 4 + number) for number in range(5)]
+
+
+def texts(verdicts: list[vqathinker.Verdict]) -> list[str]:
+    return [verdict.text for verdict in verdicts]
+
+
+def test_verdicts_come_in_order_and_are_those_of_score(judge: vqathinker.Judge, videos: list[Path]):
+    found = vqathinker.score(judge, [*videos, "gone.mp4"], batch_size=3)
+    for verdict, video in zip(found, videos, strict=False):
+        alone = judge.score(video)
+        assert replace(verdict, seconds=0) == replace(alone, seconds=0)
+    assert "no such file" in str(found[-1].reason)
+    assert len(set(texts(found))) > 1
+
+
+def test_frames_in_memory_are_rated_as_their_file(judge: vqathinker.Judge, videos: list[Path]):
+    with av.open(str(videos[3])) as container:
+        frames_TYXC = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    (memory,), (file,) = vqathinker.score(judge, [frames_TYXC]), vqathinker.score(judge, [videos[3]])
+    assert memory.video == "videos[0]"
+    assert memory.frame_indices == file.frame_indices
+    assert memory.text == file.text
+
+
+def test_the_same_call_gives_the_same_verdicts_drawn_or_not(checkpoint: Path, videos: list[Path]):
+    drawn = replace(SHORT, temperature=1.0)
+    one, other = (vqathinker.load(checkpoint, view=VIEW, sampling=drawn, seed=seed) for seed in (3, 4))
+    expected = texts(vqathinker.score(one, videos))
+    assert texts(vqathinker.score(one, videos, batch_size=1)) == expected
+    assert texts(vqathinker.score(other, videos)) != expected
+
+
+WRONG = [((2, 4, 4, 3), np.float32), ((4, 4, 3), np.uint8), ((0, 4, 4, 3), np.uint8)]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), WRONG)
+def test_other_arrays_are_refused(judge: vqathinker.Judge, shape: tuple, dtype: type):
+    with pytest.raises(InputError, match=r"videos\[0\]: .*give uint8 RGB frames"):
+        vqathinker.score(judge, [np.zeros(shape, dtype)])

@@ -1,0 +1,88 @@
+"""VQAThinker in Python: load a model once, rate any number of videos, files or frames in memory.
+
+    import vqathinker
+
+    judge = vqathinker.load("VQAThinker-8B")
+    verdicts = vqathinker.score(judge, ["a.mp4", frames_TYXC])
+    rewards = [verdict.score for verdict in verdicts]  # 1..5; None where `verdict.reason` says why there is none
+
+The same videos give the same verdicts on every call, whatever stands beside them in a batch: without sampling exactly,
+up to how a device's sums are rounded; with a temperature, drawn from the seed and a video's place in the list.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from convert.load import open_config, open_model
+from vqathinker_jax.batch import rate
+from vqathinker_jax.data.frames import sample_indices
+from vqathinker_jax.data.prompt import load_tokenizer
+from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.generate import Sampling
+from vqathinker_jax.judge import Judge, Verdict, View, check
+from vqathinker_jax.records import Clip, InputError, VideoError
+
+VIEW, GREEDY = View(), Sampling()
+
+__all__ = ["Judge", "Sampling", "Verdict", "View", "load", "score"]
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    slowfast: str | Path | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    view: View = VIEW,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    question: str | None = None,
+    progress: bool = False,
+) -> Judge:
+    """A judge with the model of a checkpoint folder of any kind, ready to rate videos or to answer `question`.
+
+    slowfast: its weights, for a checkpoint with a motion branch but not these. dtype: auto is bfloat16 on an
+    accelerator, float32 on a CPU. progress: a bar on standard error.
+
+    Raises: InputError where checkpoint, tokenizer and settings do not fit, before any weight is read.
+    """
+    folder, weights = Path(checkpoint), None if slowfast is None else Path(slowfast)
+    config, tokenizer = open_config(folder, slowfast=weights), load_tokenizer(folder)
+    check(config, tokenizer, view, sampling, seed, question)
+    on_cpu = jax.default_backend() == "cpu"
+    chosen = dtype if dtype != "auto" else "float32" if on_cpu else "bfloat16"
+    model = open_model(folder, dtype=chosen, slowfast=weights, unrolled=on_cpu, progress=progress)
+    return Judge(model, tokenizer, view, sampling, seed)
+
+
+def score(judge: Judge, videos: Sequence[str | Path | np.ndarray], batch_size: int = 4) -> list[Verdict]:
+    """The verdict on each video, in the order given: a file, or all its frames as uint8 RGB [T, Y, X, 3].
+
+    What is wrong with a file ends in its verdict. Frames given are named by their place, as `videos[3]`.
+
+    Raises: InputError for an array of another form.
+    """
+    verdicts: dict[int, Verdict] = {}
+
+    def clips() -> Iterator[tuple[int, str, Clip]]:
+        for number, video in enumerate(videos):
+            name = f"videos[{number}]" if isinstance(video, np.ndarray) else str(video)
+            try:
+                yield number, name, _clip(name, video, judge.view)
+            except VideoError as fault:
+                verdicts[number] = Verdict(name, judge.view.decoder, 0.0, reason=str(fault))
+
+    verdicts.update(rate(judge, clips(), batch_size))
+    return [verdicts[number] for number in range(len(videos))]
+
+
+def _clip(name: str, video: str | Path | np.ndarray, view: View) -> Clip:
+    if not isinstance(video, np.ndarray):
+        return read_clip(video, view.frames, view.decoder)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
+        raise InputError(f"{name}: {video.dtype} {list(video.shape)}; give uint8 RGB frames [T, Y, X, 3]")
+    indices = sample_indices(len(video) - 1, view.frames)
+    return Clip(video[list(indices)], indices, ())

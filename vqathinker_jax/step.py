@@ -1,10 +1,13 @@
-"""One GRPO update as one jitted function: rewards, advantages, log-probs, loss, gradient, and new weights.
+"""One update as one jitted function: rewards, advantages, log-probs, loss, gradient, and new weights.
+
+`update` is GRPO's; `imitate` is the supervised one, of a warm start, which the reference has no code for.
 
 Ratings and mean opinion scores come in as numbers, so ranking, regression and temporal rewards are computed over the
 global batch whatever the number of devices. A video is encoded once and its prompt computed once for its G completions;
 log-probs are computed in chunks, so no [B, T, V] array exists.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -58,6 +61,19 @@ class Rollout(NamedTuple):
     old_log_probs_PGC: jax.Array | None = None
 
 
+class Lessons(NamedTuple):
+    """P videos with one text each, which the policy is to learn to say.
+
+    Fields are those of `Rollout`, with G = 1; lengths_PG counts the stop token.
+    """
+
+    frames_PFYXC: jax.Array
+    ids_PS: jax.Array
+    mask_PS: jax.Array
+    completions_PGC: jax.Array
+    lengths_PG: jax.Array
+
+
 class TrainState(NamedTuple):
     """What an update changes: the weights that move, and the optimizer's memory of them."""
 
@@ -104,15 +120,8 @@ def update(
     advantages_PG, flat_P = advantages(earned.total_PG)
     parts = gradients(graph, state.moving, fixed, rollout, advantages_PG, config, context_id)
     gradient, loss, metrics, log_probs_PGC = parts
-    updates, memory = optimizer.update(gradient, state.memory, state.moving)
-    moved = TrainState(cast(nnx.State, optax.apply_updates(state.moving, updates)), memory)
-    norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    report = {
-        "loss": loss,
-        "grad_norm": norm,
-        "finite": finite,
-        **{name: mean.value for name, mean in metrics.items()},
+    state, report = _moved(state, gradient, loss, metrics, optimizer)
+    report |= {
         "reward": earned.total_PG.mean(),
         "reward_regression": earned.regression_PG.mean(),
         "reward_ranking": earned.ranking_PG.mean(),
@@ -125,7 +134,56 @@ def update(
     }
     if rollout.perturbed is not None:
         report["reward_temporal"] = earned.temporal_PG.mean()
-    return jax.tree.map(partial(jnp.where, finite), moved, state), Report(report, earned.total_PG, log_probs_PGC)
+    return state, Report(report, earned.total_PG, log_probs_PGC)
+
+
+@partial(jax.jit, static_argnames=("graph", "optimizer", "config", "context_id"), donate_argnames=("state",))
+def imitate(
+    graph: nnx.GraphDef[VLM],
+    state: TrainState,
+    still: nnx.State,
+    lessons: Lessons,
+    *,
+    optimizer: optax.GradientTransformation,
+    config: StepConfig,
+    context_id: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Moves the weights by one step towards saying the lessons' texts; returns the metrics too.
+
+    The loss is the mean negative log-prob over all their tokens; the prompt's are not in it. Where it is not finite,
+    nothing moves, as in `update`.
+
+    Raises: InputError where the videos do not divide into the micro-batches of the config.
+    """
+    C = lessons.completions_PGC.shape[-1]
+
+    def total(moving: nnx.State, part: Lessons) -> tuple[jax.Array, Any]:
+        model = nnx.merge(graph, moving, still)
+        log_probs_BC = completion_log_probs(model, part, config, context_id)
+        said_BC = jnp.arange(C) < part.lengths_PG.reshape(-1, 1)
+        loss = Mean(-jnp.where(said_BC, log_probs_BC, 0.0).sum(), said_BC.sum())
+        return loss.total, (loss, {}, log_probs_BC.reshape(part.completions_PGC.shape))
+
+    gradient, loss, metrics, _ = _gradient(total, state.moving, (lessons,), config.micro_batches)
+    state, report = _moved(state, gradient, loss, metrics, optimizer)
+    return state, report | {"length": lessons.lengths_PG.mean(), "tokens": lessons.lengths_PG.sum()}
+
+
+def _moved(
+    state: TrainState,
+    gradient: nnx.State,
+    loss: jax.Array,
+    metrics: dict[str, Mean],
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after a step of the optimizer, or the same one where loss or gradient are not finite; and metrics."""
+    updates, memory = optimizer.update(gradient, state.memory, state.moving)
+    moved = TrainState(cast(nnx.State, optax.apply_updates(state.moving, updates)), memory)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    report = {"loss": loss, "grad_norm": norm, "finite": finite}
+    report |= {name: mean.value for name, mean in metrics.items()}
+    return jax.tree.map(partial(jnp.where, finite), moved, state), report
 
 
 def gradients(
@@ -141,9 +199,7 @@ def gradients(
 
     Micro-batches add totals and weights, and one division at the end makes the mean of the whole batch.
     """
-    P, _, C = rollout.completions_PGC.shape
-    if P % config.micro_batches:
-        raise InputError(f"micro_batches is {config.micro_batches}, which does not divide {P} videos; use a divisor")
+    C = rollout.completions_PGC.shape[-1]
 
     def total(moving: nnx.State, part: Rollout, advantages_PG: jax.Array) -> tuple[jax.Array, Any]:
         ask = partial(completion_log_probs, rollout=part, config=config, context_id=context_id)
@@ -161,19 +217,33 @@ def gradients(
         loss, metrics = policy_loss(log_probs_BC, experience, config.loss, max_tokens=config.max_tokens)
         return loss.total, (loss, metrics, log_probs_BC.reshape(part.completions_PGC.shape))
 
-    def one_part(part: tuple[Rollout, jax.Array]) -> tuple[nnx.State, Any]:
+    return _gradient(total, moving, (rollout, advantages_PG), config.micro_batches)
+
+
+def _gradient(
+    total: Callable[..., tuple[jax.Array, Any]], moving: nnx.State, whole: tuple[Any, ...], micro_batches: int
+) -> tuple[nnx.State, jax.Array, dict[str, Mean], jax.Array]:
+    """The gradient of a mean by the moving weights, the mean, metrics, and log-probs [P, G, C].
+
+    `total(moving, *part)` gives the mean's total, and as a second the mean itself, metrics, and log-probs.
+    """
+    P = jax.tree.leaves(whole)[0].shape[0]
+    if P % micro_batches:
+        raise InputError(f"micro_batches is {micro_batches}, which does not divide {P} videos; use a divisor")
+
+    def one_part(part: tuple[Any, ...]) -> tuple[nnx.State, Any]:
         (_, aux), gradient = jax.value_and_grad(total, has_aux=True)(moving, *part)
         return gradient, aux
 
-    if config.micro_batches == 1:
-        gradient, (loss, metrics, log_probs_PGC) = one_part((rollout, advantages_PG))
+    if micro_batches == 1:
+        gradient, (loss, metrics, log_probs_PGC) = one_part(whole)
     else:
-        gradient, (loss, metrics, log_probs_PGC) = _added(one_part, (rollout, advantages_PG), config.micro_batches)
+        gradient, (loss, metrics, log_probs_PGC) = _added(one_part, whole, micro_batches)
     weight = jnp.maximum(loss.weight, 1)
     return jax.tree.map(lambda g: (g / weight).astype(g.dtype), gradient), loss.value, metrics, log_probs_PGC
 
 
-def _added(one_part: Any, whole: tuple[Rollout, jax.Array], parts: int) -> tuple[nnx.State, Any]:
+def _added(one_part: Any, whole: tuple[Any, ...], parts: int) -> tuple[nnx.State, Any]:
     """`one_part` over equal parts of the videos one after the other, sums added up and log-probs put together.
 
     A part takes every so-manieth video, so that it holds some of each device's.
@@ -190,7 +260,7 @@ def _added(one_part: Any, whole: tuple[Rollout, jax.Array], parts: int) -> tuple
     return gradient, (loss, metrics, by_part.swapaxes(0, 1).reshape(-1, *by_part.shape[2:]))
 
 
-def completion_log_probs(model: VLM, rollout: Rollout, config: StepConfig, context_id: int) -> jax.Array:
+def completion_log_probs(model: VLM, rollout: Rollout | Lessons, config: StepConfig, context_id: int) -> jax.Array:
     """Log-probs, float32 [P * G, C], of the completions' tokens, each video encoded and each prompt computed once."""
     P, G, C = rollout.completions_PGC.shape
     visual_PLD = model.encode(rollout.frames_PFYXC)

@@ -1,8 +1,10 @@
-"""GRPO from score labels alone: the loop, and what it is told to do.
+"""GRPO from score labels alone, or supervised training on given responses: the loop, and what it is told to do.
 
 Follow one step: a batch of videos, G completions of each drawn from the policy, their ratings read, one jitted update
-that rewards them and moves the weights, a row of metrics. Everything in a step follows from its number, the seed and
-the weights, so a run that is killed and resumed ends with the very numbers of one that was not.
+that rewards them and moves the weights, a row of metrics. A supervised step (stage `sft`, for a model that does not yet
+say what GRPO could reward) learns the batch's responses instead, and is alike in all else. Everything in a step follows
+from its number, the seed and the weights, so a run that is killed and resumed ends with the very numbers of one that
+was not.
 
 Deviations from the reference: see `rewards.py`, `rollout.py`, `grpo.py` and `pipeline.py`.
 """
@@ -27,6 +29,7 @@ from vqathinker_jax.data.pipeline import Batch, Batches, DataConfig, load_rows
 from vqathinker_jax.data.prompt import load_tokenizer
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.journal import Journal
+from vqathinker_jax.lessons import Responses
 from vqathinker_jax.model.adapter import LoraConfig, adapt, merge
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM
@@ -36,7 +39,7 @@ from vqathinker_jax.rewards import RewardConfig
 from vqathinker_jax.rollout import Clock, Drawn, Prompts, RolloutConfig, roll_out
 from vqathinker_jax.savepoint import Savepoint, Savepoints
 from vqathinker_jax.sharding import MeshConfig, check_spread, make_mesh, shardings
-from vqathinker_jax.step import Fixed, StepConfig, TrainState, update
+from vqathinker_jax.step import Fixed, StepConfig, TrainState, imitate, update
 
 Floats = Literal["float32", "bfloat16"]
 
@@ -62,6 +65,8 @@ class TrainConfig:
     checkpoint: str
     """Folder of the checkpoint to start from, of any format."""
     data: DataConfig
+    stage: Literal["grpo", "sft"] = "grpo"
+    """grpo learns from rewards for what the model says; sft learns to say each row's `response`, token by token."""
     slowfast: str = ""
     """SlowFast weights, for a checkpoint that has a motion branch but not these."""
     steps: int = 0
@@ -170,7 +175,9 @@ def train(
     everything = [row for some in rows for row in some]
     tokenizer = load_tokenizer(Path(config.checkpoint))
     prompts = Prompts(everything, tokenizer, model_config, frames=config.data.frames, size=config.data.size)
-    prompts.check_room(config.rollout.max_new_tokens, model_config.language.max_positions)
+    responses = Responses(everything, prompts) if config.stage == "sft" else None
+    room = responses.places if responses else config.rollout.max_new_tokens
+    prompts.check_room(room, model_config.language.max_positions)
     with (
         Journal(directory, asdict(config), FREE, config.wandb) as journal,
         Savepoints(directory / "savepoints", config.keep) as savepoints,
@@ -191,7 +198,10 @@ def train(
             place, clock = batches.get_state(), Clock()
             with clock("data"):
                 batch = next(batches)
-            policy, drawn, metrics, rewards_PG = one_step(policy, batch, prompts, config, step, clock)
+            if responses:
+                policy, metrics, samples = supervised_step(policy, batch, responses, config, clock)
+            else:
+                policy, metrics, samples = one_step(policy, batch, prompts, config, step, clock)
             if not metrics.pop("finite"):
                 savepoints.save(step, Savepoint(_kept(policy, config), {"data": place}))
                 savepoints.wait()
@@ -201,7 +211,7 @@ def train(
             journal.write(step, metrics)
             journal.write_unreadable(step, batch.unreadable)
             if step % config.samples_every == 0:
-                journal.write_samples(_samples(step, batch, drawn, rewards_PG))
+                journal.write_samples({"step": step, **sample} for sample in samples)
             display(step + 1, steps, metrics)
             if (step + 1) % config.save_every == 0 or step + 1 == steps or termination.asked:
                 savepoints.save(step + 1, Savepoint(_kept(policy, config), {"data": batches.get_state()}))
@@ -216,8 +226,8 @@ def train(
 
 def one_step(
     policy: Policy, batch: Batch, prompts: Prompts, config: TrainConfig, step: int, clock: Clock
-) -> tuple[Policy, Drawn, dict[str, float], np.ndarray]:
-    """Draw completions of a batch, learn from them; returns the new policy, what was said, metrics, rewards [P, G]."""
+) -> tuple[Policy, dict[str, float], list[dict[str, Any]]]:
+    """Draw completions of a batch, learn from them; returns the new policy, metrics, and a sample row a video."""
     graph, state, fixed, tx, mesh, arithmetic = policy
     acting = nnx.merge_state(_cast(state.moving, arithmetic), fixed.still)
     key = jax.random.fold_in(jax.random.key(config.seed), step)
@@ -238,7 +248,25 @@ def one_step(
         fixed = fixed._replace(reference=(_follow(fixed.reference[0], state.moving, config.reference.mix), fixed.still))
     metrics = {name: float(np.mean([report[name] for report in reports])) for name in reports[0]}
     metrics["finite"] = float(min(report["finite"] for report in reports))
-    return Policy(graph, state, fixed, tx, mesh, arithmetic), drawn, metrics, rewards_PG
+    return Policy(graph, state, fixed, tx, mesh, arithmetic), metrics, _samples(batch, drawn, rewards_PG)
+
+
+def supervised_step(
+    policy: Policy, batch: Batch, responses: Responses, config: TrainConfig, clock: Clock
+) -> tuple[Policy, dict[str, float], list[dict[str, Any]]]:
+    """Learn the responses of a batch; returns the new policy, metrics, and no samples, as nothing is drawn."""
+    with clock("update"):
+        state, report = imitate(
+            policy.graph,
+            policy.state,
+            policy.fixed.still,
+            responses.of(batch, policy.mesh),
+            optimizer=policy.optimizer,
+            config=config.step,
+            context_id=responses.prompts.special.context,
+        )
+        metrics = {name: float(value) for name, value in jax.device_get(report).items()}
+    return policy._replace(state=state), metrics, []
 
 
 def prepare(model: VLM, config: TrainConfig, mesh: Mesh, updates: int) -> Policy:
@@ -262,7 +290,8 @@ def prepare(model: VLM, config: TrainConfig, mesh: Mesh, updates: int) -> Policy
     )
     memory = jax.jit(tx.init, out_shardings=memory_places)(moving)
     # A copy in any case: the update gives its own away.
-    reference = (_cast(jax.tree.map(jnp.copy, moving), arithmetic), still) if config.loss.beta else None
+    referred = config.loss.beta and config.stage == "grpo"
+    reference = (_cast(jax.tree.map(jnp.copy, moving), arithmetic), still) if referred else None
     return Policy(graph, TrainState(moving, memory), Fixed(still, reference), tx, mesh, arithmetic)
 
 
@@ -323,11 +352,10 @@ def _write_model(policy: Policy, source: Path, directory: Path) -> None:
     checkpoint.save(directory, model, source, force=True)
 
 
-def _samples(step: int, batch: Batch, drawn: Drawn, rewards_PG: np.ndarray) -> list[dict[str, Any]]:
+def _samples(batch: Batch, drawn: Drawn, rewards_PG: np.ndarray) -> list[dict[str, Any]]:
     """A row a video: what was said about it, what was read in that, and what it earned."""
     return [
         {
-            "step": step,
             "video": row.name,
             "mos": row.mos,
             "completions": [

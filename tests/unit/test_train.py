@@ -172,6 +172,47 @@ def test_what_is_frozen_does_not_move(
     assert all(name.startswith(moves) for name in changed)
 
 
+@pytest.fixture
+def taught(small: TrainConfig, tmp_path: Path) -> TrainConfig:
+    """Supervised training on the two clips, each with a response of its own length."""
+    said = ["<think>Sharp.</think><answer>4.80</answer>", "<answer>1.57</answer>"]
+    lines = [json.loads(line) for line in (CLIPS / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "lessons.jsonl").write_text(
+        "".join(json.dumps(line | {"response": text}) + "\n" for line, text in zip(lines, said, strict=True))
+    )
+    return replace(small, stage="sft", data=replace(small.data, manifests=str(tmp_path / "lessons.jsonl")))
+
+
+def test_supervised_training_learns_to_say_the_responses_and_resumes(taught: TrainConfig, tmp_path: Path):
+    whole = run(replace(taught, steps=12), tmp_path / "run")
+    # From about the logarithm of the vocabulary down; a random model of this size is no quicker.
+    assert whole[-1]["loss"] < 0.75 * whole[0]["loss"]
+    assert {"loss", "grad_norm", "length", "tokens", "learning_rate"} <= whole[0].keys()
+    assert "reward" not in whole[0]
+    seen = []
+
+    def stop_after_five(done: int, *_: object) -> None:
+        seen.append(done)
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert start(replace(taught, steps=12), tmp_path / "again", display=stop_after_five) is None
+    assert seen == [1, 2, 3, 4, 5]
+    assert run(replace(taught, steps=12), tmp_path / "again") == whole
+    assert not [name for name in moved(taught, tmp_path / "again" / "model") if name.startswith("motion.")]
+
+
+def test_supervised_training_in_micro_batches_is_the_same_but_for_rounding(taught: TrainConfig, tmp_path: Path):
+    one, two = (run(replace(taught, steps=1, micro_batches=parts), tmp_path / str(parts))[0] for parts in (1, 2))
+    # float32: the two videos' sums are added in another order.
+    np.testing.assert_allclose([one["loss"], one["grad_norm"]], [two["loss"], two["grad_norm"]], rtol=1e-4)
+
+
+def test_supervised_training_without_responses_is_refused(small: TrainConfig, tmp_path: Path):
+    with pytest.raises(InputError, match="2 of 2 rows have no response"):
+        run(replace(small, stage="sft"), tmp_path / "run")
+
+
 def test_several_iterations_learn_from_one_rollout(small: TrainConfig, straight: Path, tmp_path: Path):
     (row,) = run(replace(small, steps=1, iterations=2), tmp_path / "run")
     whole = rows_of(straight)[0]

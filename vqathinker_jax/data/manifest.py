@@ -35,6 +35,7 @@ class Row:
     problem: the question that training asks about the video; empty in evaluation, where it is always the same.
     mos:     mean opinion score: 1..5 in training, on the set's own scale in evaluation.
     line:    where the row stands in its file, from 1: which line in training, which annotation in evaluation.
+    response: the text that supervised training is to teach, where the training line has one.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Row:
     problem: str
     mos: float
     line: int
+    response: str | None = None
 
 
 def read_training(manifests: str, folders: str, require_files: bool = True) -> list[tuple[Row, ...]]:
@@ -161,7 +163,8 @@ def _training_row(manifest: Path, number: int, line: bytes, root: Path, report: 
     video = None if name is None else report.attempt(where, inside, root, name)
     problem = report.attempt(where, _problem, entry)
     mos = report.attempt(where, _answer, entry)
-    if name is None or video is None or problem is None or mos is None:
+    response = report.attempt(where, _response, entry)
+    if name is None or video is None or problem is None or mos is None or response is None:
         return None
     id_, dataset = entry.get("id"), entry.get("dataset_name")
     return Row(
@@ -172,6 +175,7 @@ def _training_row(manifest: Path, number: int, line: bytes, root: Path, report: 
         problem=problem,
         mos=mos,
         line=number,
+        response=response or None,
     )
 
 
@@ -268,6 +272,14 @@ def _problem(entry: dict[str, Any]) -> str:
     if not isinstance(problem, str) or not problem.replace(_SLOT, "").strip():
         raise InputError('the question of "human" is empty or no text: write what is asked of the video')
     return problem.replace(_SLOT, "")
+
+
+def _response(entry: dict[str, Any]) -> str:
+    """What supervised training is to teach; empty where nothing is."""
+    response = entry.get("response", "")
+    if not isinstance(response, str):
+        raise InputError(f'"response" is a {type(response).__name__}: write the text that training is to teach')
+    return response
 
 
 def _answer(entry: dict[str, Any]) -> float:

@@ -47,6 +47,15 @@ def test_a_training_line_becomes_a_row(tmp_path: Path, videos: Path):
     assert row == Row("1", "lsvq", "a/clip.mp4", video, "How good is it?", 3.418571, line=1)
 
 
+def test_a_response_to_be_taught_is_kept_and_must_be_text(tmp_path: Path, videos: Path):
+    said = "<think>Sharp.</think><answer>3.42</answer>"
+    ((row,),) = read_training(f"{write(tmp_path, line(response=said))}", f"{videos}")
+    assert row.response == said
+    assert faults(write(tmp_path, line(response=[said])), videos) == [
+        '1: "response" is a list: write the text that training is to teach'
+    ]
+
+
 @pytest.mark.parametrize(
     ("answer", "mos"),
     [

@@ -30,6 +30,7 @@ from vqathinker_jax.model.config import ModelConfig, parse_config
 from vqathinker_jax.model.layers import unstack
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.sharding import Layout
 from vqathinker_jax.stored import (
     NAMES,
     Stored,
@@ -226,7 +227,7 @@ def arrays(model: VLM) -> dict[str, jax.Array]:
 
 
 def fill(abstract: VLM, values: Iterable[tuple[str, Any]]) -> VLM:
-    """The model whose parameters are `values`, by their dotted path.
+    """The model whose parameters are `values`, by their dotted path, laid out for one device.
 
     Each is put on the default device as it comes, so that no second copy of the model stays behind; one that is on a
     device already stays there.
@@ -237,7 +238,9 @@ def fill(abstract: VLM, values: Iterable[tuple[str, Any]]) -> VLM:
     for name, value in values:
         path, variable = variables[name]
         filled.append((path, variable.replace(jnp.asarray(value))))
-    return nnx.merge(graph, nnx.from_flat_state(filled))
+    model = nnx.merge(graph, nnx.from_flat_state(filled))
+    model.lay_out(Layout(one_by_one=jax.default_backend() == "cpu"))
+    return model
 
 
 def _values(state: nnx.State) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from flax import nnx
 from vqathinker_jax.model.language import PromptCache
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import InputError
+from vqathinker_jax.sharding import local_rows
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,15 @@ def encode(
 ) -> jax.Array:
     """Videos to their visual tokens [P, L, D], once whatever is then asked about them; see `VLM.encode`.
 
-    With an order (int) and blanks (bool) of the frames, [2 P, L, D]: the videos, then their copies out of order.
+    With an order (int) and blanks (bool) of the frames, [2 P, L, D]: each video, then its copy out of order.
     """
     model = nnx.merge(graph, state)
     visual_PLD = model.encode(frames_PFYXC)
     if order_PF is None or blank_PF is None:
         return visual_PLD
-    return jnp.concatenate([visual_PLD, model.encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)])
+    moved_PLD = model.encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)
+    # Side by side, so that each device goes on with the copies of its own videos.
+    return jnp.stack([visual_PLD, moved_PLD], axis=1).reshape(-1, *visual_PLD.shape[1:])
 
 
 @partial(jax.jit, static_argnames=("graph", "context_id"))
@@ -114,12 +117,13 @@ def begin(
     """Choose the first token of each of G completions, one a key, and make room for the others."""
     model = nnx.merge(graph, state)
     (P, G), V, C = keys_PG.shape, logits_PV.shape[-1], sampling.max_new_tokens
+    rows = model.layout.rows
     blank = Decoding(
         written=jnp.int32(0),
-        ids_PGC=jnp.full((P, G, C), pad_id, jnp.int32),
-        log_probs_PGC=jnp.zeros((P, G, C), jnp.float32),
-        stopped_PG=jnp.zeros((P, G), bool),
-        lengths_PG=jnp.zeros((P, G), jnp.int32),
+        ids_PGC=rows(jnp.full((P, G, C), pad_id, jnp.int32)),
+        log_probs_PGC=rows(jnp.zeros((P, G, C), jnp.float32)),
+        stopped_PG=rows(jnp.zeros((P, G), bool)),
+        lengths_PG=rows(jnp.zeros((P, G), jnp.int32)),
         cache=model.language.empty_cache(P, G, C, model.dtype),
     )
     logits_PGV = jnp.broadcast_to(logits_PV[:, None], (P, G, V))
@@ -153,7 +157,8 @@ def decode(
         hidden_PGD, cache = model.language.decode(hidden_PGD, prompt, decoding.cache, place)
         return _write(decoding, model.language.logits(hidden_PGD), keys_PG, cache, sampling, stop_id, pad_id)
 
-    return jax.lax.while_loop(unfinished, token, decoding)
+    made = jax.lax.while_loop(unfinished, token, decoding)
+    return Decoding(made.written, *map(model.layout.rows, made[1:-1]), made.cache)
 
 
 def generate(
@@ -172,14 +177,14 @@ def generate(
     progress: Callable[[int], None] = lambda written: None,
     slice_length: int = 32,
 ) -> Completions:
-    """G completions of each of P left-padded prompts about P videos, encoded by `encode`.
+    """G completions of each of P left-padded prompts about P videos, encoded by `encode`; those of this process.
 
-    `key` seeds the draws (it may be left out when greedy); each completion has a stream of its own, so a row's tokens
-    do not depend on how long the other rows run. `progress` is called with the number of tokens written so far, every
+    `key` seeds the draws, or a key for each of [P, G] does (it may be left out when greedy); each completion has a
+    stream of its own, so a row's tokens do not depend on how long the other rows run. `progress` is called with the number of tokens written so far, every
     `slice_length` tokens.
     """
-    P = ids_PS.shape[0]
-    keys_PG = jax.random.split(jax.random.key(0) if key is None else key, (P, completions))
+    key = jax.random.key(0) if key is None else key
+    keys_PG = key if key.ndim else jax.random.split(key, (ids_PS.shape[0], completions))
     ending = {"sampling": sampling, "stop_id": stop_id, "pad_id": pad_id}
     logits_PV, prompt = prefill(graph, state, visual_PLD, ids_PS, mask_PS, context_id=context_id)
     decoding = begin(graph, state, logits_PV, keys_PG, **ending)
@@ -188,8 +193,8 @@ def generate(
         progress(int(decoding.written))
         if decoding.stopped_PG.all():
             break
-    made = jax.device_get((decoding.ids_PGC, decoding.lengths_PG, decoding.stopped_PG, decoding.log_probs_PGC))
-    return Completions(*made)
+    made = decoding.ids_PGC, decoding.lengths_PG, decoding.stopped_PG, decoding.log_probs_PGC
+    return Completions(*map(local_rows, made))
 
 
 def _write(

@@ -27,7 +27,7 @@ from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import Reading, parse_rollout
 from vqathinker_jax.records import Answer, InputError
 from vqathinker_jax.rewards import Ratings
-from vqathinker_jax.sharding import put_videos
+from vqathinker_jax.sharding import of_all_processes, put_videos
 from vqathinker_jax.step import Rollout
 
 if TYPE_CHECKING:
@@ -151,30 +151,30 @@ def roll_out(
     """
     parts = config.micro_batches
     ids_PS, mask_PS = prompts.of(batch.rows)
-    placed = put_videos((batch.frames_PFYXC, ids_PS, mask_PS), mesh)
-    disorder = None if batch.order_PF is None else put_videos((batch.order_PF, batch.blank_PF), mesh)
-    copies = 1 if disorder is None else 2
+    disorder = () if batch.order_PF is None else (batch.order_PF, batch.blank_PF)
+    copies = 2 if disorder else 1
 
     made = []
     for part, part_key in enumerate(jax.random.split(key, parts)):
-        frames, ids, mask = (x[part::parts] for x in placed)
         with clock("encode"):
-            moved = () if disorder is None else (x[part::parts] for x in disorder)
-            visual_PLD = jax.block_until_ready(encode(graph, state, frames, *moved))
+            shown = put_videos([x[part::parts] for x in (batch.frames_PFYXC, *disorder)], mesh)
+            visual_PLD = jax.block_until_ready(encode(graph, state, *shown))
         with clock("rollout"):
+            ids_QS, mask_QS = put_videos([np.repeat(x[part::parts], copies, axis=0) for x in (ids_PS, mask_PS)], mesh)
+            # A video's own draws are the same ones with and without its copy.
+            keys_QG = jax.random.split(part_key, (copies, len(ids_QS) // copies, config.completions)).swapaxes(0, 1)
             made.append(
                 generate(
                     graph,
                     state,
                     visual_PLD,
-                    jax.numpy.tile(ids, (copies, 1)),
-                    jax.numpy.tile(mask, (copies, 1)),
+                    ids_QS,
+                    mask_QS,
                     context_id=prompts.special.context,
                     stop_id=prompts.special.stop,
                     pad_id=prompts.special.pad,
                     sampling=config.sampling(prompts.never),
-                    completions=config.completions,
-                    key=part_key,
+                    key=keys_QG.reshape(-1, config.completions),
                     progress=progress,
                 )
             )
@@ -182,10 +182,10 @@ def roll_out(
         straight, *out_of_order = (_joined(made, copy, copies) for copy in range(copies))
         texts_PG, readings_PG = _read(straight, prompts, config, rng)
         perturbed = [_ratings(_read(copy, prompts, config, rng)[1]) for copy in out_of_order]
-        room = _room(int(straight.lengths_PG.max()), config.max_new_tokens)
+        room = _room(int(of_all_processes(straight.lengths_PG.max()).max()), config.max_new_tokens)
         said = straight.ids_PGC[:, :, :room], straight.lengths_PG, straight.stopped_PG
         read = _ratings(readings_PG), batch.mos_P, perturbed[0] if perturbed else None
-        rollout = Rollout(*placed, *put_videos((*said, *read), mesh))
+        rollout = Rollout(*put_videos((batch.frames_PFYXC, ids_PS, mask_PS, *said, *read), mesh))
     return Drawn(rollout, texts_PG, readings_PG)
 
 
@@ -193,7 +193,7 @@ def _joined(made: list[Completions], copy: int, copies: int) -> Completions:
     """The completions of every part's rows of one copy, in the order of the batch."""
     fields = []
     for arrays in zip(*made, strict=True):
-        each = [np.split(array, copies)[copy] for array in arrays]
+        each = [array[copy::copies] for array in arrays]
         fields.append(np.stack(each, axis=1).reshape(-1, *each[0].shape[1:]))
     return Completions(*fields)
 

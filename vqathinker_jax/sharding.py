@@ -1,22 +1,28 @@
 """Where arrays live on a mesh: one table from logical axes to mesh axes.
 
 Every parameter carries logical axes (`layers.param`); a leading axis beyond those is the layer stack. Enters: a model's
-abstract or concrete state and a mesh. Leaves: one `NamedSharding` a variable. Batches lie along their first axis, the
-videos, over all devices but those that share a tensor.
+abstract or concrete state and a mesh. Leaves: one `NamedSharding` a variable. Batches, activations and caches lie along
+their axis of rows, the videos, over all devices but those that share a tensor. A model knows its `Layout` as a static
+attribute, which is part of what a compiled function is kept by.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vqathinker_jax.records import InputError
 
-PHYSICAL: dict[str, str | None] = {
+Remat = Literal["none", "layers", "blocks"]
+
+PHYSICAL: dict[str, str | tuple[str, ...] | None] = {
+    "rows": ("data", "fsdp"),
+    "rows_of_copy": "data",
     "vocabulary": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -25,7 +31,10 @@ PHYSICAL: dict[str, str | None] = {
     "vision": "fsdp",
     "norm": None,
 }
-"""Mesh axis of each logical axis; a mesh without that axis leaves it whole."""
+"""Mesh axes of each logical axis of parameters, activations and caches; a mesh that has none of them leaves it whole."""
+
+VIDEOS = PartitionSpec(PHYSICAL["rows"])
+"""The placement of whatever has a video a row."""
 
 
 def specification(axes: tuple[str | None, ...], ndim: int, mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -33,12 +42,68 @@ def specification(axes: tuple[str | None, ...], ndim: int, mesh: Mesh | Abstract
 
     Raises: InputError where two of its dimensions claim the same mesh axis.
     """
-    names = [PHYSICAL[axis] if axis else None for axis in axes]
-    names = [name if name in mesh.axis_names else None for name in names]
-    claimed = [name for name in names if name]
+    names = [_physical(axis, mesh) for axis in axes]
+    claimed = [name for group in names if group for name in ((group,) if isinstance(group, str) else group)]
     if len(claimed) != len(set(claimed)):
         raise InputError(f"axes {axes} put two dimensions on one mesh axis: {names}; change sharding.PHYSICAL")
     return PartitionSpec(*[None] * (ndim - len(names)), *names)
+
+
+def _physical(axis: str | None, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
+    group = PHYSICAL[axis] if axis else None
+    if isinstance(group, tuple):
+        return tuple(name for name in group if name in mesh.axis_names) or None
+    return group if group in mesh.axis_names else None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model computes: on what, and what of it is kept for the backward pass.
+
+    mesh: over which its arrays are spread; None for one device. one_by_one: attention and vision go through rows one
+    after the other and not all at once, which one CPU device is faster with, and which would take the turns of several.
+    remat: what the backward pass computes again: nothing, each layer from what it was given, or within a layer the
+    weights of each block of attention once more, so that those of a whole layer never exist.
+    """
+
+    mesh: Mesh | AbstractMesh | None = None
+    one_by_one: bool = False
+    remat: Remat = "layers"
+
+    def place(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """`x`, told to lie where its trailing axes belong; a dimension that does not divide stays whole."""
+        if self.mesh is None:
+            return x
+        spec = specification(axes, x.ndim, self.mesh)
+        fitting = (
+            group if size % _parts(group, self.mesh) == 0 else None for size, group in zip(x.shape, spec, strict=True)
+        )
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*fitting)))
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """`x`, told to have its first axis spread and all others whole."""
+        return self.place(x, "rows", *[None] * (x.ndim - 1))
+
+    def place_state(self, state: nnx.State) -> nnx.State:
+        """A model's weights, or a tree like them, told to lie where each belongs."""
+        if self.mesh is None:
+            return state
+        return jax.tree.map(jax.lax.with_sharding_constraint, state, shardings(state, self.mesh))
+
+
+ONE_DEVICE = Layout()
+
+
+def _parts(group: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
+    """Devices along an entry of a placement."""
+    names = () if group is None else (group,) if isinstance(group, str) else group
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def layout_of(mesh: Mesh, remat: Remat = "layers") -> Layout:
+    """The layout that suits a mesh; of one device, nothing has to be told where it lies."""
+    alone = mesh.size == 1
+    return Layout(None if alone else mesh, alone and mesh.devices.flat[0].platform == "cpu", remat)
 
 
 def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
@@ -60,10 +125,6 @@ def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
         return variable.replace(NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-
-
-VIDEOS = PartitionSpec(("data", "fsdp"))
-"""The placement of whatever has a video a row."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +171,21 @@ def check_spread(videos: int, parts: int, mesh: Mesh) -> None:
             f"batch_size {videos} in {parts} micro-batches cannot be spread over data × fsdp = {over} devices: use a "
             f"multiple of {parts * over}, such as {max(round(videos / (parts * over)), 1) * parts * over}"
         )
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is spread along its first axis, in their order."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def of_all_processes(value: int) -> np.ndarray:
+    """The number that each process comes with, int64; every process must ask."""
+    if jax.process_count() == 1:
+        return np.array([value])
+    return np.asarray(multihost_utils.process_allgather(np.int32(value)), np.int64)
 
 
 def put_videos(rows: Any, mesh: Mesh) -> Any:

@@ -21,6 +21,7 @@ from vqathinker_jax.grpo import Experience, LossConfig, Mean, advantages, log_pr
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import InputError
 from vqathinker_jax.rewards import Ratings, RewardConfig, rewards
+from vqathinker_jax.sharding import Layout
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def update(
     parts = gradients(graph, state.moving, fixed, rollout, advantages_PG, config, context_id)
     gradient, loss, metrics, log_probs_PGC = parts
     state, report = _moved(state, gradient, loss, metrics, optimizer)
+    layout = nnx.merge(graph, state.moving, fixed.still).layout
     report |= {
         "reward": earned.total_PG.mean(),
         "reward_regression": earned.regression_PG.mean(),
@@ -134,7 +136,7 @@ def update(
     }
     if rollout.perturbed is not None:
         report["reward_temporal"] = earned.temporal_PG.mean()
-    return state, Report(report, earned.total_PG, log_probs_PGC)
+    return state, Report(report, layout.rows(earned.total_PG), log_probs_PGC)
 
 
 @partial(jax.jit, static_argnames=("graph", "optimizer", "config", "context_id"), donate_argnames=("state",))
@@ -164,7 +166,8 @@ def imitate(
         loss = Mean(-jnp.where(said_BC, log_probs_BC, 0.0).sum(), said_BC.sum())
         return loss.total, (loss, {}, log_probs_BC.reshape(part.completions_PGC.shape))
 
-    gradient, loss, metrics, _ = _gradient(total, state.moving, (lessons,), config.micro_batches)
+    layout = nnx.merge(graph, state.moving, still).layout
+    gradient, loss, metrics, _ = _gradient(total, state.moving, (lessons,), config.micro_batches, layout)
     state, report = _moved(state, gradient, loss, metrics, optimizer)
     return state, report | {"length": lessons.lengths_PG.mean(), "tokens": lessons.lengths_PG.sum()}
 
@@ -217,11 +220,16 @@ def gradients(
         loss, metrics = policy_loss(log_probs_BC, experience, config.loss, max_tokens=config.max_tokens)
         return loss.total, (loss, metrics, log_probs_BC.reshape(part.completions_PGC.shape))
 
-    return _gradient(total, moving, (rollout, advantages_PG), config.micro_batches)
+    layout = nnx.merge(graph, moving, fixed.still).layout
+    return _gradient(total, moving, (rollout, advantages_PG), config.micro_batches, layout)
 
 
 def _gradient(
-    total: Callable[..., tuple[jax.Array, Any]], moving: nnx.State, whole: tuple[Any, ...], micro_batches: int
+    total: Callable[..., tuple[jax.Array, Any]],
+    moving: nnx.State,
+    whole: tuple[Any, ...],
+    micro_batches: int,
+    layout: Layout,
 ) -> tuple[nnx.State, jax.Array, dict[str, Mean], jax.Array]:
     """The gradient of a mean by the moving weights, the mean, metrics, and log-probs [P, G, C].
 
@@ -232,15 +240,17 @@ def _gradient(
         raise InputError(f"micro_batches is {micro_batches}, which does not divide {P} videos; use a divisor")
 
     def one_part(part: tuple[Any, ...]) -> tuple[nnx.State, Any]:
-        (_, aux), gradient = jax.value_and_grad(total, has_aux=True)(moving, *part)
-        return gradient, aux
+        (_, aux), gradient = jax.value_and_grad(total, has_aux=True)(moving, *jax.tree.map(layout.rows, part))
+        # Here and not at the end, so that each device adds up its own part of the gradient.
+        return layout.place_state(gradient), aux
 
     if micro_batches == 1:
         gradient, (loss, metrics, log_probs_PGC) = one_part(whole)
     else:
         gradient, (loss, metrics, log_probs_PGC) = _added(one_part, whole, micro_batches)
     weight = jnp.maximum(loss.weight, 1)
-    return jax.tree.map(lambda g: (g / weight).astype(g.dtype), gradient), loss.value, metrics, log_probs_PGC
+    gradient = jax.tree.map(lambda g: (g / weight).astype(g.dtype), gradient)
+    return gradient, loss.value, metrics, layout.rows(log_probs_PGC)
 
 
 def _added(one_part: Any, whole: tuple[Any, ...], parts: int) -> tuple[nnx.State, Any]:

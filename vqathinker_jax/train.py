@@ -38,7 +38,7 @@ from vqathinker_jax.records import Answer, InputError
 from vqathinker_jax.rewards import RewardConfig
 from vqathinker_jax.rollout import Clock, Drawn, Prompts, RolloutConfig, roll_out
 from vqathinker_jax.savepoint import Savepoint, Savepoints
-from vqathinker_jax.sharding import MeshConfig, check_spread, make_mesh, shardings
+from vqathinker_jax.sharding import MeshConfig, Remat, check_spread, layout_of, make_mesh, shardings
 from vqathinker_jax.step import Fixed, StepConfig, TrainState, imitate, update
 
 Floats = Literal["float32", "bfloat16"]
@@ -82,6 +82,8 @@ class TrainConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     micro_batches: int = 1
     """Parts that a batch goes through the update in; the result does not depend on it."""
+    remat: Remat = "layers"
+    """What the backward pass computes again rather than keeps: nothing, each layer, or blocks of its attention too."""
     chunk: int = 128
     """Positions of each completion whose logits exist at a time."""
     parameters: Floats = "float32"
@@ -277,6 +279,7 @@ def prepare(model: VLM, config: TrainConfig, mesh: Mesh, updates: int) -> Policy
     auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     arithmetic = jnp.dtype(auto if config.arithmetic == "auto" else config.arithmetic)
     model.arithmetic = arithmetic
+    model.lay_out(layout_of(mesh, config.remat))
     if config.lora.rank:
         adapt(model.language.layers, config.lora, config.seed)
     graph, moving, still = nnx.split(model, trainable(config.optimizer, adapters=config.lora.rank > 0), ...)

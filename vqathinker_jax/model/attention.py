@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vqathinker_jax.model.layers import each
+from vqathinker_jax.sharding import ONE_DEVICE, Layout
 
 MASKED = -1e30
 """The score of an invisible key: finite, so that a row without any visible key (padding) stays free of NaN."""
@@ -20,6 +22,7 @@ def attend(
     query_BTNH: jax.Array,
     key_BSKH: jax.Array,
     value_BSKH: jax.Array,
+    layout: Layout = ONE_DEVICE,
     *,
     causal: bool = False,
     window: int | None = None,
@@ -35,6 +38,8 @@ def attend(
     S, K = key_BSKH.shape[1:3]
     query_BKRTH = query_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     key_BKSH, value_BKSH = key_BSKH.transpose(0, 2, 1, 3), value_BSKH.transpose(0, 2, 1, 3)
+    each_row = partial(each, one_by_one=layout.one_by_one)
+    block = jax.checkpoint(_block) if layout.remat == "blocks" else _block
     blocks = max(1, round(T / _BLOCK))
     edges = [T * block // blocks for block in range(blocks + 1)]
 
@@ -48,7 +53,7 @@ def attend(
                 back_TS = jnp.arange(start + S - T, stop + S - T)[:, None] - jnp.arange(first, last)[None, :]
                 near_TS = (back_TS >= 0) & (back_TS < (window or S))
                 visible_TS = near_TS if visible_TS is None else near_TS & visible_TS
-            seen_TH.append(_block(query_TH[start:stop], key_SH[first:last], value_SH[first:last], visible_TS))
+            seen_TH.append(block(query_TH[start:stop], key_SH[first:last], value_SH[first:last], visible_TS))
         return jnp.concatenate(seen_TH)
 
     def one_row(row: Any) -> jax.Array:
@@ -56,11 +61,11 @@ def attend(
 
         def one_group(group: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
             query_RTH, key_SH, value_SH = group
-            return each(lambda query_TH: one_head(query_TH, key_SH, value_SH, mask_S), query_RTH)
+            return each_row(lambda query_TH: one_head(query_TH, key_SH, value_SH, mask_S), query_RTH)
 
-        return each(one_group, (query_KRTH, key_KSH, value_KSH))
+        return each_row(one_group, (query_KRTH, key_KSH, value_KSH))
 
-    out_BKRTH = each(one_row, (query_BKRTH, key_BKSH, value_BKSH, key_mask_BS))
+    out_BKRTH = each_row(one_row, (query_BKRTH, key_BKSH, value_BKSH, key_mask_BS))
     return out_BKRTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 

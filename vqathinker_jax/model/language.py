@@ -15,6 +15,7 @@ from flax import nnx
 from vqathinker_jax.model.attention import attend, attend_two
 from vqathinker_jax.model.config import LanguageConfig
 from vqathinker_jax.model.layers import Linear, RMSNorm, fold, param, stack
+from vqathinker_jax.sharding import ONE_DEVICE
 
 _normal = jax.nn.initializers.normal(0.02)
 
@@ -40,11 +41,16 @@ class LanguageModel(nnx.Module):
         self.embedding = param(nnx.Param, _normal, (V, D), ("vocabulary", "embed"), rngs)
         self.layers: Any = stack(lambda rngs: DecoderLayer(config, rngs=rngs), config.layers, rngs)
         self.norm = RMSNorm(D, config.epsilon, rngs=rngs)
+        self.layout = ONE_DEVICE
         self.head = None if config.tied else Linear((D,), (V,), ("embed", "vocabulary"), bias=False, rngs=rngs)
 
     def embed(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Token ids of any shape to their embeddings [..., D] in the dtype of the computation."""
-        return self.embedding[...][ids].astype(dtype)
+        """Token ids of any shape, rows first, to their embeddings [..., D] in the dtype of the computation."""
+        # Each device looks up its part of the width for its copy's rows, and parts are exchanged for rows: without the
+        # step between, forward and backward, the compiler would gather every row on every device.
+        inner = [None] * (ids.ndim - 1)
+        found = self.embedding[...][self.layout.place(ids, "rows_of_copy", *inner)].astype(dtype)
+        return self.layout.rows(self.layout.place(found, "rows_of_copy", *inner, "embed"))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] to float32 logits [..., V]; give it only the positions whose logits are needed."""
@@ -61,10 +67,10 @@ class LanguageModel(nnx.Module):
         def step(layer: DecoderLayer, hidden_PSD: jax.Array, _: None) -> tuple[jax.Array, Any]:
             def look(query_PSNH: jax.Array, key_PSKH: jax.Array, value_PSKH: jax.Array) -> tuple[jax.Array, Any]:
                 reach = {"causal": True, "window": self.config.window}
-                seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, key_mask_BS=mask_PS, **reach)
-                return seen_PSNH, (key_PSKH.swapaxes(1, 2), value_PSKH.swapaxes(1, 2))
+                seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, self.layout, key_mask_BS=mask_PS, **reach)
+                return seen_PSNH, tuple(self._cached(x_PSKH.swapaxes(1, 2)) for x_PSKH in (key_PSKH, value_PSKH))
 
-            hidden_PSD, cache = layer(hidden_PSD, rotation, look)
+            hidden_PSD, cache = layer(self.layout.rows(hidden_PSD), rotation, look)
             return hidden_PSD, (cache, None if out is None else hidden_PSD)
 
         hidden_PSD, rows = fold(self.layers, hidden_PSD, step)
@@ -95,16 +101,17 @@ class LanguageModel(nnx.Module):
             return jnp.concatenate([jnp.repeat(x_PTKH[:, :S], G, axis=0), alone(x_PTKH)], axis=1)
 
         def look(query_PTNH: jax.Array, key_PTKH: jax.Array, value_PTKH: jax.Array) -> tuple[jax.Array, None]:
-            prompt = attend(query_PTNH[:, :S], key_PTKH[:, :S], value_PTKH[:, :S], key_mask_BS=mask_PS, **reach)
+            mine = query_PTNH[:, :S], key_PTKH[:, :S], value_PTKH[:, :S]
+            prompt = attend(*mine, self.layout, key_mask_BS=mask_PS, **reach)
             keys, values = after_prompt(key_PTKH), after_prompt(value_PTKH)
-            completions = attend(alone(query_PTNH), keys, values, key_mask_BS=key_mask_BS, **reach)
+            completions = attend(alone(query_PTNH), keys, values, self.layout, key_mask_BS=key_mask_BS, **reach)
             return jnp.concatenate([prompt, completions.reshape(P, G * C, *prompt.shape[2:])], axis=1), None
 
         def step(layer: DecoderLayer, hidden_PTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return layer(hidden_PTD, rotation, look)
+            return layer(self.layout.rows(hidden_PTD), rotation, look)
 
         row_PTD = jnp.concatenate([prompt_PSD, completions_PGCD.reshape(P, G * C, D)], axis=1)
-        hidden_PTD, _ = fold(self.layers, row_PTD, step, remat=True)
+        hidden_PTD, _ = fold(self.layers, row_PTD, step, remat=self.layout.remat != "none")
         last_PGD = jnp.broadcast_to(hidden_PTD[:, S - 1, None, None], (P, G, 1, D))
         hidden_PGCD = hidden_PTD[:, S:].reshape(P, G, C, D)
         return self.norm(jnp.concatenate([last_PGD, hidden_PGCD[:, :, :-1]], axis=2))
@@ -114,7 +121,12 @@ class LanguageModel(nnx.Module):
         K, H, R = self.config.kv_heads, self.config.head, self.config.layers
         if isinstance(self.layers, nnx.List):
             return tuple((jnp.zeros((P, K, G, C, H), dtype), jnp.zeros((P, K, G, C, H), dtype)) for _ in range(R))
-        return jnp.zeros((R, P, K, G, C, H), dtype), jnp.zeros((R, P, K, G, C, H), dtype)
+        zeros_RPKGCH = jnp.zeros((R, P, K, G, C, H), dtype)
+        return self._cached(zeros_RPKGCH, None), self._cached(zeros_RPKGCH, None)
+
+    def _cached(self, x: jax.Array, *more: None) -> jax.Array:
+        """Keys or values [..., P, K, *more, C, H], told where a cache lies."""
+        return self.layout.place(x, "rows", "kv_heads", *more, None, None)
 
     def decode(
         self, hidden_PGD: jax.Array, prompt: PromptCache, own: Any, step: jax.Array, slot: jax.Array | None = None
@@ -147,7 +159,7 @@ class LanguageModel(nnx.Module):
                 seen_PGNH = attend_two(query_PGNH, shared, (key_PKGCH, value_PKGCH, own_mask_PGC))
                 return seen_PGNH, (key_PKGCH, value_PKGCH)
 
-            return layer(hidden_PGD, rotation, look)
+            return layer(self.layout.rows(hidden_PGD), rotation, look)
 
         listed = isinstance(self.layers, nnx.List)
         caches = tuple(zip(prompt.layers, own, strict=True)) if listed else (prompt.layers, own)

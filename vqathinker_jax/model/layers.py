@@ -100,10 +100,10 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * x32 * (1 + jax.lax.erf(x32 * math.sqrt(0.5)))).astype(x.dtype)
 
 
-def each(function: Callable[[Any], Any], rows: Any) -> Any:
-    """`function` of every row along the leading axis of `rows`: all at once on an accelerator, one after the other on a
-    CPU, where one row's arrays stay in cache and XLA's batched products do not reach its fast matrix kernels."""
-    return jax.lax.map(function, rows) if jax.default_backend() == "cpu" else jax.vmap(function)(rows)
+def each(function: Callable[[Any], Any], rows: Any, *, one_by_one: bool) -> Any:
+    """`function` of every row along the leading axis of `rows`, all at once or, as a CPU does it faster, one by one:
+    there one row's arrays stay in cache, and XLA's batched products do not reach its fast matrix kernels."""
+    return jax.lax.map(function, rows) if one_by_one else jax.vmap(function)(rows)
 
 
 def stack(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:

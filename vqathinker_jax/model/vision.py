@@ -14,6 +14,7 @@ from flax import nnx
 from vqathinker_jax.model.attention import attend
 from vqathinker_jax.model.config import VisionConfig
 from vqathinker_jax.model.layers import Bridge, LayerNorm, Linear, RMSNorm, each, fold, gelu, param, stack
+from vqathinker_jax.sharding import ONE_DEVICE, Layout
 
 _normal = jax.nn.initializers.normal(0.02)
 _small = jax.nn.initializers.constant(0.1)
@@ -31,6 +32,7 @@ class VisionTower(nnx.Module):
         self.class_position = param(nnx.Param, _normal, (E,), ("vision",), rngs)
         self.positions = param(nnx.Param, _normal, (self.grid, self.grid, E), (None, None, "vision"), rngs)
         self.layers: Any = stack(lambda rngs: VisionLayer(config, rngs=rngs), config.layers, rngs)
+        self.layout = ONE_DEVICE
 
     def __call__(self, frames_FYXC: jax.Array, out: dict[str, Any] | None = None) -> jax.Array:
         """`out`, where given, receives every stage by name; where it is None nothing of them is computed or kept."""
@@ -45,10 +47,13 @@ class VisionTower(nnx.Module):
         embedded = hidden_FLE
 
         def step(layer: "VisionLayer", hidden_FLE: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
-            hidden_FLE = each(lambda hidden_LE: layer(hidden_LE[None])[0], hidden_FLE)
+            def row(hidden_LE: jax.Array) -> jax.Array:
+                return layer(hidden_LE[None], self.layout)[0]
+
+            hidden_FLE = each(row, self.layout.rows(hidden_FLE), one_by_one=self.layout.one_by_one)
             return hidden_FLE, (None if out is None else hidden_FLE)
 
-        hidden_FLE, by_layer = fold(self.layers, hidden_FLE, step, remat=True)
+        hidden_FLE, by_layer = fold(self.layers, hidden_FLE, step, remat=self.layout.remat != "none")
         if out is not None:
             out |= {"vision.embedding": embedded, "vision.layers": by_layer}
         return hidden_FLE[:, 1:]
@@ -71,17 +76,17 @@ class VisionLayer(nnx.Module):
         self.scale1 = param(nnx.Param, _small, (E,), ("vision",), rngs)
         self.scale2 = param(nnx.Param, _small, (E,), ("vision",), rngs)
 
-    def __call__(self, hidden_FLE: jax.Array) -> jax.Array:
-        hidden_FLE += self._attention(self.norm1(hidden_FLE)) * self.scale1[...].astype(hidden_FLE.dtype)
+    def __call__(self, hidden_FLE: jax.Array, layout: Layout) -> jax.Array:
+        hidden_FLE += self._attention(self.norm1(hidden_FLE), layout) * self.scale1[...].astype(hidden_FLE.dtype)
         mlp_FLE = self.down(gelu(self.up(self.norm2(hidden_FLE))))
         return hidden_FLE + mlp_FLE * self.scale2[...].astype(hidden_FLE.dtype)
 
-    def _attention(self, normed_FLE: jax.Array) -> jax.Array:
+    def _attention(self, normed_FLE: jax.Array, layout: Layout) -> jax.Array:
         query_FLNH, key_FLNH, value_FLNH = jnp.moveaxis(self.qkv(normed_FLE), 2, 0)
         if self.q_norm is not None and self.k_norm is not None:
             query_FLNH = self.q_norm(query_FLNH.reshape(normed_FLE.shape)).reshape(query_FLNH.shape)
             key_FLNH = self.k_norm(key_FLNH.reshape(normed_FLE.shape)).reshape(key_FLNH.shape)
-        return self.proj(attend(query_FLNH, key_FLNH, value_FLNH))
+        return self.proj(attend(query_FLNH, key_FLNH, value_FLNH, layout))
 
 
 def resize_positions(positions_YXE: jax.Array, gy: int, gx: int) -> jax.Array:

@@ -16,6 +16,7 @@ from vqathinker_jax.model.language import LanguageModel
 from vqathinker_jax.model.layers import Bridge
 from vqathinker_jax.model.motion import SlowFast
 from vqathinker_jax.model.vision import Projector, VisionTower
+from vqathinker_jax.sharding import ONE_DEVICE, Layout
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,6 +34,11 @@ class VLM(nnx.Module):
         self.motion_projector = Bridge(config.motion.features, D, rngs=rngs) if config.motion else None
         self.language = LanguageModel(config.language, rngs=rngs)
         self.arithmetic: jnp.dtype | None = None
+        self.layout = ONE_DEVICE
+
+    def lay_out(self, layout: Layout) -> None:
+        """Say how the model is to compute."""
+        self.layout = self.vision.layout = self.language.layout = layout
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -71,12 +77,12 @@ class VLM(nnx.Module):
         tokens_FLD = self.projector(features_FLE, Y // patch, X // patch)
         if out is not None:
             out["projector"] = tokens_FLD
-        return tokens_FLD.reshape(P, -1, tokens_FLD.shape[-1])
+        return self.layout.rows(tokens_FLD.reshape(P, -1, tokens_FLD.shape[-1]))
 
     def _with_motion(self, tokens_PLD: jax.Array, frames_PFYXC: jax.Array, out: dict[str, Any] | None) -> jax.Array:
         if self.motion is None or self.motion_projector is None:
             return tokens_PLD
-        motion_PZ = self.motion(frames_PFYXC, out)
+        motion_PZ = self.layout.rows(self.motion(frames_PFYXC, out))
         token_PD = self.motion_projector(motion_PZ)
         if out is not None:
             out |= {"motion.features": motion_PZ, "motion.token": token_PD}
@@ -90,7 +96,8 @@ class VLM(nnx.Module):
         slots_PS = ids_PS == context_id
         order_PS = jnp.clip(jnp.cumsum(slots_PS, -1) - 1, 0, visual_PLD.shape[1] - 1)
         filled_PSD = jnp.take_along_axis(visual_PLD, order_PS[..., None], axis=1)
-        return jnp.where(slots_PS[..., None], filled_PSD, self.language.embed(ids_PS, visual_PLD.dtype))
+        text_PSD = self.language.embed(ids_PS, visual_PLD.dtype)
+        return self.layout.rows(jnp.where(slots_PS[..., None], filled_PSD, text_PSD))
 
 
 def _reordered(x_PF: jax.Array, order_PF: jax.Array, blank_PF: jax.Array, blank: jax.Array) -> jax.Array:

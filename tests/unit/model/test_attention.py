@@ -7,6 +7,7 @@ import pytest
 
 from vqathinker_jax.model import attention
 from vqathinker_jax.model.attention import attend, attend_two
+from vqathinker_jax.sharding import Layout
 
 B, N, K, H = 2, 6, 2, 8
 
@@ -132,9 +133,8 @@ def test_gradient_is_finite_and_that_of_the_plain_softmax(reach: dict):
         np.testing.assert_allclose(gradient, wanted, atol=2e-5)
 
 
-def test_no_array_holds_all_scores_of_a_long_sequence(monkeypatch: pytest.MonkeyPatch):
+def test_no_array_holds_all_scores_of_a_long_sequence():
     """Not even where heads run side by side, as on an accelerator."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     T = 128
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((B, T, N, H), (B, T, K, H), (B, T, K, H))]
     jaxpr = jax.make_jaxpr(lambda q, k, v: attend(q, k, v, causal=True))(*shapes)
@@ -142,13 +142,11 @@ def test_no_array_holds_all_scores_of_a_long_sequence(monkeypatch: pytest.Monkey
     assert largest < B * N * T * T / 8
 
 
-def test_both_paths_agree(monkeypatch: pytest.MonkeyPatch):
+def test_both_paths_agree():
     """Rows and heads side by side, as on an accelerator, against one after another, as on a CPU."""
     inputs = draw((B, 17, N, H), (B, 17, K, H), (B, 17, K, H))
-    results = []
-    for backend in ("cpu", "gpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        results.append(attend(*inputs, causal=True, key_mask_BS=jnp.asarray(PADDED)))
+    paths = Layout(one_by_one=True), Layout(one_by_one=False)
+    results = [attend(*inputs, path, causal=True, key_mask_BS=jnp.asarray(PADDED)) for path in paths]
     # float32 sums in another order.
     np.testing.assert_allclose(*results, atol=5e-6)
 

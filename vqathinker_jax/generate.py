@@ -36,8 +36,8 @@ class Sampling:
         drawn = self.temperature == 0 or 0.01 <= self.temperature <= 100
         if self.max_new_tokens < 1 or not drawn or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise InputError(
-                f"{self}: max_new_tokens must be at least 1, temperature 0 or 0.01 to 100, top_k not negative, "
-                "top_p in (0, 1]"
+                f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_k {self.top_k}, top_p "
+                f"{self.top_p}: give at least 1, 0 or 0.01 to 100, not below 0, and above 0 up to 1"
             )
 
 

@@ -67,7 +67,7 @@ def case(reference_cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Cas
         (written / "config.json").write_text((folder / "config.json").read_text())
         save_file(tensors, written / "model.safetensors")
         graph, *models[role] = nnx.split(load(written), trainable(moved), ...)
-    tx = optimizer(moved, steps=1)
+    tx = optimizer(moved, updates=1)
     moving, still = models["policy"]
     state, fixed = TrainState(moving, tx.init(moving)), Fixed(still, tuple(models["reference"]))
     P, G = expected["videos"], expected["num_generations"]

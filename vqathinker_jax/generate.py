@@ -180,8 +180,8 @@ def generate(
     """G completions of each of P left-padded prompts about P videos, encoded by `encode`; those of this process.
 
     `key` seeds the draws, or a key for each of [P, G] does (it may be left out when greedy); each completion has a
-    stream of its own, so a row's tokens do not depend on how long the other rows run. `progress` is called with the number of tokens written so far, every
-    `slice_length` tokens.
+    stream of its own, so a row's tokens do not depend on how long the other rows run. `progress` is called with the
+    number of tokens written so far, every `slice_length` tokens.
     """
     key = jax.random.key(0) if key is None else key
     keys_PG = key if key.ndim else jax.random.split(key, (ids_PS.shape[0], completions))

@@ -7,6 +7,7 @@ attribute, which is part of what a compiled function is kept by.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ PHYSICAL: dict[str, str | tuple[str, ...] | None] = {
     "vision": "fsdp",
     "norm": None,
 }
-"""Mesh axes of each logical axis of parameters, activations and caches; a mesh that has none of them leaves it whole."""
+"""Mesh axes of each logical axis of parameters, activations and caches; a mesh without them leaves it whole."""
 
 VIDEOS = PartitionSpec(PHYSICAL["rows"])
 """The placement of whatever has a video a row."""
@@ -140,12 +141,13 @@ class MeshConfig:
     tensor: int = 1
 
 
-def make_mesh(config: MeshConfig, devices: int | None = None) -> Mesh:
-    """The mesh of all devices there are, or of the first so many.
+def make_mesh(config: MeshConfig, devices: int | Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices there are, of the first so many, or of these.
 
     Raises: InputError where they do not make up such a mesh.
     """
-    count = jax.device_count() if devices is None else devices
+    chosen = devices if isinstance(devices, Sequence) else jax.devices()[:devices]
+    count = len(chosen)
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
     free = [name for name, size in sizes.items() if size == -1]
@@ -157,7 +159,7 @@ def make_mesh(config: MeshConfig, devices: int | None = None) -> Mesh:
             "the product of the sizes must be that, or divide it where one is -1"
         )
     shape = tuple(count // given if size == -1 else size for size in sizes.values())
-    return jax.make_mesh(shape, tuple(sizes), (AxisType.Auto,) * 3, devices=jax.devices()[:count])
+    return jax.make_mesh(shape, tuple(sizes), (AxisType.Auto,) * 3, devices=chosen)
 
 
 def check_spread(videos: int, parts: int, mesh: Mesh) -> None:

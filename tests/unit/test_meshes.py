@@ -1,4 +1,4 @@
-"""Every mesh of 8 devices trains and scores as one device does, and its program gathers and holds no more than it must."""
+"""Every mesh of 8 devices trains and scores as one device does, and its program gathers no more than it must."""
 
 import json
 import os

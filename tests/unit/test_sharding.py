@@ -63,8 +63,8 @@ from vqathinker_jax.sharding import shardings
 
 graph, state = nnx.split(tiny_model())
 ids, mask = pad_left([tiny_prompt([8, 9]), tiny_prompt([10])], PAD, bucket=32)
-run = lambda state: generate(graph, state, encode(graph, state, tiny_frames(2)), ids, mask, context_id=CONTEXT, stop_id=STOP,
-                             pad_id=PAD, sampling=Sampling(max_new_tokens=8))
+run = lambda state: generate(graph, state, encode(graph, state, tiny_frames(2)), ids, mask, context_id=CONTEXT,
+                             stop_id=STOP, pad_id=PAD, sampling=Sampling(max_new_tokens=8))
 alone = run(state)
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("fsdp", "tensor"))
 spread_state = jax.device_put(state, shardings(state, mesh))

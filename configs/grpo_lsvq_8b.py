@@ -14,6 +14,6 @@ config = TrainConfig(
     checkpoint="InternVL3-8B-motion",
     data=DataConfig(manifests="lsvq_train.jsonl", folders="LSVQ", batch_size=32, epochs=3, perturb=True, workers=8),
     rollout=RolloutConfig(completions=4),
-    micro_batches=8,
+    micro_batches=4,
     save_every=100,
 )

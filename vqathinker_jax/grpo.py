@@ -8,6 +8,7 @@ completion of which no token counts is absent from every mean, as if it had not 
 divisor of the loss alone: advantages stay scaled by their group's deviation.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +49,7 @@ class LossConfig:
         for name, choices in (("kind", get_args(LossKind)), ("divergence", get_args(Divergence))):
             if getattr(self, name) not in choices:
                 raise InputError(f"the loss's {name} is {getattr(self, name)!r}: use one of {', '.join(choices)}")
-        if not 0 <= self.clip_low <= 1 or self.clip_high < 0 or self.beta < 0:
+        if not (0 <= self.clip_low <= 1 and 0 <= self.clip_high < math.inf and 0 <= self.beta < math.inf):
             raise InputError(f"{self}: clip_low must be in 0..1, clip_high and beta not negative")
 
 

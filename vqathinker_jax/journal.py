@@ -24,6 +24,9 @@ from vqathinker_jax.records import InputError
 
 METRICS, SAMPLES, UNREADABLE = FILES = "metrics.jsonl", "samples.jsonl", "unreadable.jsonl"
 
+_EMPTY = {".lock", "savepoints"}
+"""What a run that failed before its first step leaves behind."""
+
 
 class Journal:
     """The directory of one run, held by one process until it is closed."""
@@ -41,7 +44,7 @@ class Journal:
         recorded = directory / "config.json"
         if directory.exists() and not directory.is_dir():
             raise InputError(f"{directory}: is a file; name a folder for the run")
-        if directory.is_dir() and not recorded.is_file() and any(directory.iterdir()):
+        if directory.is_dir() and not recorded.is_file() and {path.name for path in directory.iterdir()} - _EMPTY:
             raise InputError(f"{directory}: holds other things than a run; name an empty or a new folder")
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = (directory / ".lock").open("w")
@@ -52,12 +55,11 @@ class Journal:
         try:
             if recorded.is_file():
                 _refuse_changes(recorded, _flat(config), set(free))
-            else:
-                _write(recorded, json.dumps(config, indent=1) + "\n")
             self._wandb = _open_wandb(wandb, directory, config) if wandb else None
         except BaseException:
             self._lock.close()
             raise
+        self._config = config
         self._tensorboard: SummaryWriter | None = None
 
     def __enter__(self) -> "Journal":
@@ -71,7 +73,11 @@ class Journal:
         self._lock.close()
 
     def begin(self, step: int) -> None:
-        """Make ready to write from `step` (counted from 0) on: cut off rows of that step and later, and torn ones."""
+        """Make ready to write from `step` (counted from 0) on: cut off rows of that step and later, and torn ones.
+
+        From here on the directory is that of this configuration.
+        """
+        _write(self.directory / "config.json", json.dumps(self._config, indent=1) + "\n")
         for name in FILES:
             (self.directory / name).touch()
             _keep(self.directory / name, lambda row: row["step"] < step)
@@ -106,14 +112,20 @@ def _open_wandb(project: str, directory: Path, config: Mapping[str, Any]) -> Any
 
 
 def _refuse_changes(recorded: Path, config: dict[str, Any], free: set[str]) -> None:
-    former = _flat(json.loads(recorded.read_text()))
+    """Raises: InputError where a setting that both know has another value than in the run."""
+    try:
+        former = _flat(json.loads(recorded.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{recorded}: no configuration of a run ({error}); name another folder") from error
     changed = sorted(
-        f"{key} was {former.get(key)!r} and is {config.get(key)!r}"
-        for key in former.keys() | config.keys()
-        if former.get(key) != config.get(key) and key not in free
+        f"{key} was {former[key]!r} and is {config[key]!r}"
+        for key in former.keys() & config.keys() - free
+        if former[key] != config[key]
     )
     if changed:
-        raise InputError(f"{recorded}: the run has another configuration ({'; '.join(changed)}): name another folder")
+        raise InputError(
+            f"{recorded}: the run has another configuration ({'; '.join(changed)}): name another --run-dir"
+        )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

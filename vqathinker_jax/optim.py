@@ -1,6 +1,7 @@
 """Which weights move, and how: AdamW with a linear decay to zero and a clipped gradient, as the reference trains."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,8 +31,12 @@ class OptimizerConfig:
     moments: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
-            raise InputError(f"{self}: learning_rate and max_grad_norm must be positive")
+        for name in ("learning_rate", "epsilon", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}: use a positive number")
+        for name in ("beta1", "beta2", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: use a number from 0 to below 1")
 
 
 def rate(config: OptimizerConfig, updates: int) -> optax.Schedule:

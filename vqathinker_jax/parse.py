@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vqathinker_jax.records import Answer, Unparsable
+from vqathinker_jax.records import HIGHEST, LOWEST, Answer, Unparsable
 
-LOWEST, HIGHEST = 1.0, 5.0
 REFERENCE_SCORE = 3.0
 # Of larger numbers float32 can no longer hold the variance.
 LARGEST = 1e15

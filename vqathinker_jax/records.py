@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LOWEST, HIGHEST = 1.0, 5.0
+"""The scale of ratings and of mean opinion scores in training."""
+
 
 class InputError(ValueError):
     """Something a user handed in cannot be used; the message names it, what was found, and the cure, in one line."""

@@ -49,12 +49,16 @@ class Savepoints:
     def save(self, step: int, savepoint: Savepoint) -> None:
         """Begin to write the state after `step` steps; it is copied at once, so the run may go on to change it.
 
+        One that is there already stays: a state is a function of its step.
+
         Raises: OSError where this one, or the one begun before, cannot be written; earlier ones stay.
         """
+        if step in self._manager.all_steps():
+            return
         args = ocp.args.Composite(
             arrays=ocp.args.StandardSave(_named(savepoint.arrays)), place=ocp.args.JsonSave(savepoint.place)
         )
-        with _one_line(self.directory):
+        with self._one_line():
             self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
@@ -62,8 +66,26 @@ class Savepoints:
 
         Raises: OSError where it cannot be.
         """
-        with _one_line(self.directory):
+        with self._one_line():
             self._manager.wait_until_finished()
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Turns whatever orbax raises for a write that failed into an OSError that says what there is, and what now."""
+        try:
+            yield
+        except Exception as error:
+            fault = " ".join(str(error).split())
+            full = "RESOURCE_EXHAUSTED" in fault or os.strerror(errno.ENOSPC) in fault
+            number = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+            latest = self._manager.latest_step()
+            left = "no earlier one is there" if latest is None else f"that of step {latest} is whole"
+            raise OSError(
+                number,
+                f"{os.strerror(number)} ({fault[:200]}): no savepoint could be written, {left}; make room and run the "
+                "same command again",
+                str(self.directory),
+            ) from error
 
     def restore(self, step: int, like: Tree) -> tuple[Tree, dict[str, Any]]:
         """The tree saved after `step` steps, each array in the place and dtype of its like, and the JSON values.
@@ -92,19 +114,3 @@ def _named(tree: Any) -> dict[str, jax.Array]:
 
 def _leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-
-@contextmanager
-def _one_line(directory: Path) -> Iterator[None]:
-    """Turns whatever orbax raises for a write that failed into an OSError that says what now."""
-    try:
-        yield
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-        fault = " ".join(str(error).split())[:200]
-        raise OSError(
-            number,
-            f"{os.strerror(number)} ({fault}): no savepoint could be written, earlier ones are whole; make room and "
-            "run the same command again",
-            str(directory),
-        ) from error

@@ -183,7 +183,7 @@ def _moved(
     updates, memory = optimizer.update(gradient, state.memory, state.moving)
     moved = TrainState(cast(nnx.State, optax.apply_updates(state.moving, updates)), memory)
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
     report = {"loss": loss, "grad_norm": norm, "finite": finite}
     report |= {name: mean.value for name, mean in metrics.items()}
     return jax.tree.map(partial(jnp.where, finite), moved, state), report
@@ -249,7 +249,7 @@ def _gradient(
     else:
         gradient, (loss, metrics, log_probs_PGC) = _added(one_part, whole, micro_batches)
     weight = jnp.maximum(loss.weight, 1)
-    gradient = jax.tree.map(lambda g: (g / weight).astype(g.dtype), gradient)
+    gradient = jax.tree.map(lambda g, x: (g / weight).astype(x.dtype), gradient, moving)
     return gradient, loss.value, metrics, layout.rows(log_probs_PGC)
 
 
@@ -260,7 +260,9 @@ def _added(one_part: Any, whole: tuple[Any, ...], parts: int) -> tuple[nnx.State
     """
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), whole)
     shapes = jax.eval_shape(one_part, jax.tree.map(lambda x: x[0], split))
-    gradient, (loss, metrics, _) = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # In float32 at least, so that bfloat16 does not make the result depend on the number of parts.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+    gradient, (loss, metrics, _) = zeros
 
     def add(sums: Any, part: Any) -> tuple[Any, jax.Array]:
         gradient, (loss, metrics, log_probs_PGC) = one_part(part)

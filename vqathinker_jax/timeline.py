@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw
 from vqathinker_jax.batch import rate
 from vqathinker_jax.data.windows import Span, read_windows
 from vqathinker_jax.judge import Judge, Verdict
-from vqathinker_jax.parse import HIGHEST, LOWEST
-from vqathinker_jax.records import Clip
+from vqathinker_jax.records import HIGHEST, LOWEST, Clip
 
 NOTE = "an extension: the paper rates whole videos, not windows"
 WORST = 3

@@ -150,6 +150,9 @@ class Policy(NamedTuple):
     arithmetic: jnp.dtype
 
 
+OpenModel = Callable[[jnp.dtype], VLM]
+"""Opens the checkpoint of a configuration with weights of this dtype."""
+
 Display = Callable[[int, int, dict[str, float]], None]
 """Told the steps done, the steps there are, and the metrics of the newest."""
 
@@ -158,7 +161,7 @@ def train(
     config: TrainConfig,
     directory: Path,
     model_config: ModelConfig,
-    open_model: Callable[[jnp.dtype], VLM],
+    open_model: OpenModel,
     display: Display,
 ) -> Path | None:
     """Run, or go on with, what the configuration says in a directory; returns the folder of the trained model.
@@ -171,9 +174,12 @@ def train(
     """
     rows = load_rows(config.data)
     batches = Batches(rows, config.data, jax.process_index(), jax.process_count())
-    steps = min(config.steps or len(batches), len(batches))
+    if config.steps > len(batches):
+        raise InputError(f"steps is {config.steps}, but the epochs hold {len(batches)} batches: raise data.epochs")
+    steps = config.steps or len(batches)
     mesh = make_mesh(config.mesh)
-    check_spread(config.data.batch_size, max(config.micro_batches, config.rollout.micro_batches), mesh)
+    for parts in (config.micro_batches, config.rollout.micro_batches):
+        check_spread(config.data.batch_size, parts, mesh)
     everything = [row for some in rows for row in some]
     tokenizer = load_tokenizer(Path(config.checkpoint))
     prompts = Prompts(everything, tokenizer, model_config, frames=config.data.frames, size=config.data.size)
@@ -195,7 +201,6 @@ def train(
             policy = _taken_up(policy, kept)
             batches.set_state(place["data"])
         journal.begin(done)
-
         for step in range(done, steps):
             place, clock = batches.get_state(), Clock()
             with clock("data"):
@@ -222,7 +227,7 @@ def train(
                 return None
         savepoints.wait()
         batches.close()
-        _write_model(policy, Path(config.checkpoint), trained)
+        _write_model(policy, config, open_model, trained)
         return trained
 
 
@@ -282,7 +287,7 @@ def prepare(model: VLM, config: TrainConfig, mesh: Mesh, updates: int) -> Policy
     model.lay_out(layout_of(mesh, config.remat))
     if config.lora.rank:
         adapt(model.language.layers, config.lora, config.seed)
-    graph, moving, still = nnx.split(model, trainable(config.optimizer, adapters=config.lora.rank > 0), ...)
+    graph, moving, still = nnx.split(model, _trainable(config), ...)
     moving, still = (jax.device_put(part, shardings(part, mesh)) for part in (moving, still))
     still = _cast(still, arithmetic)
     tx = optimizer(config.optimizer, updates)
@@ -292,29 +297,37 @@ def prepare(model: VLM, config: TrainConfig, mesh: Mesh, updates: int) -> Policy
         tx, lambda _, place: place, jax.eval_shape(tx.init, moving), places, transform_non_params=lambda _: everywhere
     )
     memory = jax.jit(tx.init, out_shardings=memory_places)(moving)
-    # A copy in any case: the update gives its own away.
-    referred = config.loss.beta and config.stage == "grpo"
-    reference = (_cast(jax.tree.map(jnp.copy, moving), arithmetic), still) if referred else None
+    reference = None
+    if config.loss.beta and config.stage == "grpo":
+        # A moving average takes steps too small for bfloat16.
+        held = arithmetic if config.reference.mix == 1 else jnp.promote_types(arithmetic, jnp.float32)
+        # A copy in any case: the update gives its own away.
+        reference = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == held else x.astype(held), moving), still
     return Policy(graph, TrainState(moving, memory), Fixed(still, reference), tx, mesh, arithmetic)
 
 
 class Termination:
-    """Notes SIGTERM instead of dying of it, so that the step at hand can end and be saved."""
+    """Notes SIGTERM and Ctrl-C instead of dying of them, so that the step at hand can end and be saved.
+
+    A second one ends the run at once.
+    """
 
     def __init__(self):
         self.asked = False
-        self._former: Any = None
+        self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "Termination":
         if threading.current_thread() is threading.main_thread():
-            self._former = signal.signal(signal.SIGTERM, self._note)
+            self._former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._former is not None:
-            signal.signal(signal.SIGTERM, self._former)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _note(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
         self.asked = True
 
 
@@ -333,6 +346,11 @@ def _taken_up(policy: Policy, kept: dict[str, Any]) -> Policy:
     return policy._replace(state=kept["state"], fixed=fixed)
 
 
+def _trainable(config: TrainConfig) -> Any:
+    """The filter that picks the weights that move."""
+    return trainable(config.optimizer, adapters=config.lora.rank > 0)
+
+
 def _moves(config: TrainConfig) -> bool:
     """Whether the reference policy ever changes, and so must be saved."""
     return bool(config.loss.beta and config.reference.every)
@@ -348,11 +366,22 @@ def _follow(reference: nnx.State, moving: nnx.State, mix: float) -> nnx.State:
     return jax.tree.map(lambda old, new: (old + mix * (new - old)).astype(old.dtype), reference, moving)
 
 
-def _write_model(policy: Policy, source: Path, directory: Path) -> None:
-    """Write the trained model, adapters merged, as a native checkpoint with the source's config and tokenizer."""
-    model = nnx.merge(policy.graph, policy.state.moving, policy.fixed.still)
+def _write_model(policy: Policy, config: TrainConfig, open_model: OpenModel, directory: Path) -> None:
+    """Write the trained model, adapters merged, as a native checkpoint with the source's config and tokenizer.
+
+    Weights that did not move are the source's own: those at hand may have been rounded to the dtype of arithmetic.
+    """
+    kept = jnp.dtype(config.parameters)
+    still = policy.fixed.still
+    if policy.arithmetic != kept:
+        with jax.default_device(jax.devices("cpu")[0]):
+            source = open_model(kept)
+            if config.lora.rank:
+                adapt(source.language.layers, config.lora, config.seed)
+        still = nnx.split(source, _trainable(config), ...)[2]
+    model = nnx.merge(policy.graph, jax.device_get(policy.state.moving), jax.device_get(still))
     merge(model.language.layers)
-    checkpoint.save(directory, model, source, force=True)
+    checkpoint.save(directory, model, Path(config.checkpoint), force=True)
 
 
 def _samples(batch: Batch, drawn: Drawn, rewards_PG: np.ndarray) -> list[dict[str, Any]]:

@@ -41,15 +41,25 @@ def test_rows_from_the_resumed_step_on_are_cut_off_and_so_is_a_torn_one(tmp_path
 
 
 def test_another_configuration_is_refused_but_for_what_is_free(tmp_path: Path):
-    with Journal(tmp_path / "run", CONFIG, ["save_every"]):
+    # Until it begins, a run may be started with other settings.
+    for config in ({**CONFIG, "seed": 7}, CONFIG):
+        with Journal(tmp_path / "run", config, ["save_every"]) as journal:
+            pass
+    with Journal(tmp_path / "run", CONFIG, ["save_every"]) as journal:
+        journal.begin(0)
+    with Journal(tmp_path / "run", {**CONFIG, "save_every": 3, "since_added": True}, ["save_every"]):
         pass
-    with Journal(tmp_path / "run", {**CONFIG, "save_every": 3}, ["save_every"]):
-        pass
-    with pytest.raises(InputError, match=r"seed was 1 and is 2.*name another folder"):
+    with pytest.raises(InputError, match=r"seed was 1 and is 2.*name another --run-dir"):
         Journal(tmp_path / "run", {**CONFIG, "seed": 2}, ["save_every"])
     other = {**CONFIG, "data": {**CONFIG["data"], "folders": "c"}}
     with pytest.raises(InputError, match=r"data\.folders was 'a:b' and is 'c'"):
         Journal(tmp_path / "run", other, ["save_every"])
+
+
+def test_a_damaged_configuration_is_refused_in_one_line(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="no configuration of a run"):
+        Journal(tmp_path, CONFIG)
 
 
 def test_a_folder_of_other_things_or_a_file_is_refused(tmp_path: Path):

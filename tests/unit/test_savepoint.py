@@ -36,6 +36,14 @@ def test_the_newest_comes_back_as_it_was_and_old_ones_go(tmp_path: Path):
     assert found["count"] == 3
 
 
+def test_what_is_there_already_stays(tmp_path: Path):
+    with Savepoints(tmp_path, keep=2) as savepoints:
+        for _ in range(2):
+            savepoints.save(1, Savepoint(tree(1), {}))
+            savepoints.wait()
+        assert savepoints.latest() == 1
+
+
 def test_arrays_of_another_model_are_refused(tmp_path: Path):
     with Savepoints(tmp_path, keep=1) as savepoints:
         savepoints.save(1, Savepoint(tree(1), {}))
@@ -75,5 +83,5 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_earlier_one_whole(tmp_pat
         [sys.executable, "-c", FULL, str(tmp_path)], env=os.environ, capture_output=True, text=True, check=False
     )
     assert "refused:" in made.stdout, made.stdout + made.stderr[-2000:]
-    assert "earlier ones are whole" in made.stdout
+    assert "that of step 1 is whole" in made.stdout
     assert "whole: 1" in made.stdout, made.stdout + made.stderr[-2000:]

@@ -1,8 +1,10 @@
 """The placement table: every parameter has a place, and a model spread over devices computes what one device does."""
 
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -13,7 +15,7 @@ from tests.models import MOVING, tiny_model
 from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import InputError
-from vqathinker_jax.sharding import shardings, specification
+from vqathinker_jax.sharding import check_spread, shardings, specification
 
 MESH = AbstractMesh((2, 2), ("fsdp", "tensor"))
 
@@ -50,6 +52,16 @@ def test_every_parameter_of_every_part_knows_its_axes():
     assert variables
     for variable in variables:
         assert len(variable.axes) in (variable[...].ndim, variable[...].ndim - 1)
+
+
+def test_the_recipe_for_8b_spreads_over_any_usual_number_of_devices():
+    config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "grpo_lsvq_8b.py"))["config"]
+    for devices in (1, 2, 4, 8):
+        mesh = AbstractMesh((1, devices, 1), ("data", "fsdp", "tensor"))
+        for parts in (config.micro_batches, config.rollout.micro_batches):
+            check_spread(config.data.batch_size, parts, mesh)
+    with pytest.raises(InputError, match="use a multiple of 64, such as 64"):
+        check_spread(32, 4, AbstractMesh((1, 16, 1), ("data", "fsdp", "tensor")))
 
 
 SPREAD = """

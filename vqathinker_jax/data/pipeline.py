@@ -27,7 +27,7 @@ from vqathinker_jax.data.manifest import Row, read_training, split_absent
 from vqathinker_jax.data.order import Kind, ordered
 from vqathinker_jax.data.video import READERS, read_clip
 from vqathinker_jax.data.workers import READ_AHEAD, check_shared_memory, start_worker
-from vqathinker_jax.records import InputError, VideoError
+from vqathinker_jax.records import HIGHEST, LOWEST, InputError, VideoError
 
 _log = logging.getLogger(__name__)
 
@@ -118,17 +118,25 @@ def load_rows(config: DataConfig) -> list[tuple[Row, ...]]:
     Raises:
         InputError: the report of every fault in them.
     """
-    if config.absent == "refuse":
-        return read_training(config.manifests, config.folders)
-    sets = []
-    for rows in read_training(config.manifests, config.folders, require_files=False):
-        present, absent = split_absent(rows)
-        for row in absent:
-            _log.warning("left out: %s does not exist", row.video)
-        if absent:
-            _log.warning("%d of %d videos are left out", len(absent), len(rows))
-        sets.append(present)
-    return sets
+    require = config.absent == "refuse"
+    sets = read_training(config.manifests, config.folders, require_files=require)
+    for rows in sets:
+        off = [row for row in rows if not LOWEST <= row.mos <= HIGHEST]
+        if off:
+            _log.warning(
+                "%d of %d answers are off the scale, such as %g of %s: rescale the set to %g..%g",
+                *(len(off), len(rows), off[0].mos, off[0].name, LOWEST, HIGHEST),
+            )
+    return sets if require else [_without_absent(rows) for rows in sets]
+
+
+def _without_absent(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    present, absent = split_absent(rows)
+    for row in absent:
+        _log.warning("left out: %s does not exist", row.video)
+    if absent:
+        _log.warning("%d of %d videos are left out", len(absent), len(rows))
+    return present
 
 
 class Batches(Iterator[Batch]):

@@ -54,9 +54,8 @@ class LanguageModel(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] to float32 logits [..., V]; give it only the positions whose logits are needed."""
-        if self.head is None:
-            return jnp.einsum("...d,vd->...v", hidden, self.embedding[...].astype(hidden.dtype)).astype(jnp.float32)
-        return self.head(hidden).astype(jnp.float32)
+        kernel_DV = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        return jnp.matmul(hidden, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def prefill(
         self, hidden_PSD: jax.Array, mask_PS: jax.Array, out: dict[str, Any] | None = None

@@ -317,3 +317,12 @@ if __name__ == "__main__":
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker lives on without its parent")
+
+
+def test_answers_off_the_scale_are_told(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    said = {"id": 1, "image": "0.mp4", "conversations": [{"from": "human", "value": "How?"}]}
+    lines = [{**said, "id": n, "conversations": [*said["conversations"], {"from": "gpt", "value": n}]} for n in (2, 75)]
+    (tmp_path / "off.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with caplog.at_level(logging.WARNING):
+        load_rows(DataConfig(str(tmp_path / "off.jsonl"), str(folder), absent="leave_out"))
+    assert "1 of 2 answers are off the scale, such as 75 of 0.mp4: rescale the set to 1..5" in caplog.text

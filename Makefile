@@ -1,14 +1,18 @@
 # make demo: rate the two bundled clips.   make test: the whole suite.   make lint: ruff and pyright.
+# make learn: train a tiny judge from nothing and measure it (benchmarks/learning); under an hour on two cores.
 # Each makes its own environment in .venv first, once; PYTHON names the interpreter it is made from (3.11 or later).
 
 PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 CLIPS = $(wildcard vqathinker_jax/assets/clips/*.mp4)
 
-.PHONY: demo test lint clean
+.PHONY: demo learn test lint clean
 
 demo: .venv/runtime
 	.venv/bin/python run.py score $(CLIPS)
+
+learn: .venv/runtime
+	.venv/bin/python -m tools.learn
 
 # One worker a core, a file's tests on one of them, so that what they share is computed once.
 test: .venv/test

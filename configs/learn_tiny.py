@@ -1,0 +1,49 @@
+"""A tiny judge that learns to rate synthetic videos on a laptop: `config` is its GRPO, `warm_start` what precedes it.
+
+`make learn` runs the whole chain, makes what both start from, and measures (`tools/learn.py`). By hand, after it:
+
+    python run.py train configs/learn_tiny.py --run-dir runs/mine --checkpoint runs/learn/seed0/warm_start/model
+
+The rewards are the paper's but for two things: a batch is ranked as a whole, which is dense where a rating is still far
+from right, and a written 3.50 counts as two decimals, without which every tenth rating is punished for its last digit.
+"""
+
+from dataclasses import replace
+
+from vqathinker_jax.data.pipeline import DataConfig
+from vqathinker_jax.grpo import LossConfig
+from vqathinker_jax.optim import OptimizerConfig
+from vqathinker_jax.rewards import RewardConfig
+from vqathinker_jax.rollout import RolloutConfig
+from vqathinker_jax.train import TrainConfig
+
+config = TrainConfig(
+    checkpoint="runs/learn/seed0/warm_start/model",
+    data=DataConfig(
+        manifests="runs/learn/videos/train.jsonl",
+        folders="runs/learn/videos",
+        batch_size=16,
+        epochs=10,
+        frames=6,
+        size=112,
+        perturb=True,
+    ),
+    steps=240,
+    rollout=RolloutConfig(completions=8, max_new_tokens=40, top_k=0, trailing_zeros=True),
+    rewards=RewardConfig(),
+    loss=LossConfig(beta=0.01),
+    optimizer=OptimizerConfig(learning_rate=3e-4),
+    save_every=60,
+    keep=1,
+    samples_every=20,
+)
+
+warm_start = replace(
+    config,
+    stage="sft",
+    checkpoint="runs/learn/seed0/seeing",
+    data=replace(config.data, manifests="runs/learn/seed0/lessons.jsonl", batch_size=4, perturb=False),
+    steps=2000,
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    save_every=500,
+)

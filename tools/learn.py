@@ -1,0 +1,232 @@
+"""The learning experiment as one command: `python -m tools.learn --help`, or `make learn`.
+
+Enters: nothing. Leaves, in the folder of results: `summary.json`, `curves.json` with every step of every run, and
+figures. Synthetic videos are written; a tiny model is made for each seed, taught to see, warm-started on responses
+whose words are true and whose ratings are poor, and then trained by GRPO; each is measured on scenes that training did
+not see. The control does the same from the first seed's warm start with ratings that belong to other videos.
+
+What was stopped goes on where it was. Each process has a core; what is in the folder of the work is not made again.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from tools.curves import write_figures
+from tools.responses import write_lessons
+from vqathinker_jax.data.synthetic import SyntheticConfig, read_truth, write_set
+
+TRAIN_VIDEOS = 4000
+SHUFFLED = "train_shuffled.jsonl"
+STAGES = ("warm_start", "grpo")
+TYPICAL = 100
+"""Clips that the first filters are scaled by."""
+SEEING = {"steps": 800, "batch": 64, "rate": 2e-3}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    work: Path = Path("runs/learn")
+    """Folder for videos, checkpoints and runs."""
+    results: Path = Path("benchmarks/learning")
+    """Folder for the summary, curves and figures."""
+    seeds: int = 3
+    """Runs of the whole chain."""
+    processes: int = os.cpu_count() or 1
+    """Runs side by side, each on a core of its own."""
+
+
+def main(options: Options) -> None:
+    """Do what is missing, and write the results."""
+    spawn = multiprocessing.get_context("spawn")
+    write_videos(options.work / "videos", options.processes)
+    taken = spawn.Value("i", 0)
+    with ProcessPoolExecutor(options.processes, mp_context=spawn, initializer=_take_core, initargs=(taken,)) as pool:
+        runs = [pool.submit(run_seed, options.work, seed) for seed in range(options.seeds)]
+        # Begins from the first seed's warm start, so it is asked for when that is there.
+        runs[0].result()
+        control = pool.submit(run_control, options.work)
+        measured = [run.result() for run in runs]
+        write_results(options, measured, control.result())
+
+
+def write_videos(folder: Path, processes: int) -> None:
+    """Write the synthetic set, and its training manifest with the ratings shuffled among the videos."""
+    from configs.learn_tiny import config
+
+    synthetic = SyntheticConfig(train=TRAIN_VIDEOS, size=config.data.size, frames=config.data.frames)
+    write_set(folder, synthetic, workers=processes, progress=True)
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    order = np.random.default_rng(0).permutation(len(rows))
+    turns = [rows[other]["conversations"] for other in order]
+    lines = [json.dumps(row | {"conversations": said}) for row, said in zip(rows, turns, strict=True)]
+    (folder / SHUFFLED).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run_seed(work: Path, seed: int) -> dict[str, Any]:
+    """Make, warm-start, train and measure one model; returns the measurements by stage."""
+    from configs.learn_tiny import config, warm_start
+
+    here, videos = work / f"seed{seed}", work / "videos"
+    here.mkdir(parents=True, exist_ok=True)
+    lessons = here / "lessons.jsonl"
+    write_lessons(videos / "train.jsonl", read_truth(videos / "train.jsonl"), lessons, seed)
+    _once(here / "seeing" / "config.json", lambda: _write_seeing(here, videos, lessons, seed))
+    first = replace(
+        warm_start,
+        checkpoint=str(here / "seeing"),
+        data=replace(warm_start.data, manifests=str(lessons), folders=str(videos), seed=seed),
+        seed=seed,
+    )
+    then = replace(
+        config,
+        checkpoint=str(here / "warm_start" / "model"),
+        data=replace(config.data, manifests=str(videos / "train.jsonl"), folders=str(videos), seed=seed),
+        seed=seed,
+    )
+    measured = {}
+    for stage, settings in zip(STAGES, (first, then), strict=True):
+        _train(settings, here / stage)
+        measured[stage] = _measured(here / stage, videos, settings)
+    return measured
+
+
+def run_control(work: Path) -> dict[str, Any]:
+    """GRPO from the first seed's warm start, rewarded for other videos' ratings; returns its measurements."""
+    from configs.learn_tiny import config
+
+    videos, here = work / "videos", work / "shuffled"
+    data = replace(config.data, manifests=str(videos / SHUFFLED), folders=str(videos), seed=0)
+    settings = replace(config, checkpoint=str(work / "seed0" / "warm_start" / "model"), data=data, seed=0)
+    _train(settings, here)
+    return _measured(here, videos, settings)
+
+
+def write_results(options: Options, measured: list[dict[str, Any]], control: dict[str, Any]) -> None:
+    """Write the summary, the curves, and the figures drawn from them."""
+    summary: dict[str, Any] = {
+        stage: {
+            "in_domain_srcc": [each[stage]["in_domain"]["srcc"][0] for each in measured],
+            "out_of_domain_srcc": [each[stage]["out_of_domain"]["srcc"][0] for each in measured],
+            "in_domain_plcc": [each[stage]["in_domain"]["plcc"][0] for each in measured],
+            "format_rate": [each[stage]["in_domain"]["format_rate"] for each in measured],
+            "temporal_pair_rate": [each[stage]["temporal"]["above"] for each in measured],
+        }
+        for stage in STAGES
+    }
+    summary["blank_frames_srcc"] = [each["grpo"]["blank_frames"][0] for each in measured]
+    summary["shuffled_reward_srcc"] = [control["in_domain"]["srcc"][0]]
+    summary["details"] = {"seeds": measured, "shuffled_reward": control}
+    options.results.mkdir(parents=True, exist_ok=True)
+    _write_json(options.results / "summary.json", summary)
+    runs = {f"seed {seed}": options.work / f"seed{seed}" for seed in range(options.seeds)}
+    curves = {
+        "warm_start": {name: _metrics(folder / "warm_start") for name, folder in runs.items()},
+        "grpo": {name: _metrics(folder / "grpo") for name, folder in runs.items()}
+        | {"shuffled rewards": _metrics(options.work / "shuffled")},
+    }
+    _write_json(options.results / "curves.json", curves, indent=None)
+    write_figures(options.results, curves, summary)
+    shown = {stage: summary[stage] for stage in STAGES}
+    controls = {name: summary[name] for name in ("blank_frames_srcc", "shuffled_reward_srcc")}
+    print(json.dumps(shown | controls, indent=1))
+
+
+def _write_seeing(here: Path, videos: Path, lessons: Path, seed: int) -> None:
+    """Make a model that has learned to see damage and nothing else, as the checkpoint `seeing`."""
+    from configs.learn_tiny import config
+    from tools.measure import load_frames, manifest_rows
+    from tools.see import learn_to_see, look_at
+    from tools.tiny_model import fresh, settings, write_weights, write_words
+    from vqathinker_jax.data import prompt
+
+    rows = [json.loads(line) for line in lessons.read_text(encoding="utf-8").splitlines()]
+    F = config.data.frames
+    question = prompt.training_question(rows[0]["conversations"][0]["value"], F, motion=True)
+    texts = [row["response"] for row in rows] + [prompt.render(question).replace(prompt.SLOT, "")]
+    raw = settings(write_words(here / "seeing", texts))
+    frames_NFYXC = load_frames(manifest_rows(videos, "train"), config.data)
+    model = fresh(raw, frames_NFYXC[:TYPICAL].reshape(-1, *frames_NFYXC.shape[2:]), seed)
+    clips = look_at(model, frames_NFYXC, list(read_truth(videos / "train.jsonl").values()))
+    losses = learn_to_see(model, clips, **SEEING, seed=seed)
+    _write_json(here / "seeing.json", losses)
+    write_weights(here / "seeing", raw, model)
+
+
+def _train(settings: Any, directory: Path) -> None:
+    """Train as the settings say; the step at hand is printed now and then."""
+    from convert.load import open_config, open_model
+    from vqathinker_jax.train import train
+
+    source = Path(settings.checkpoint)
+
+    def display(done: int, steps: int, metrics: dict[str, float]) -> None:
+        if done % 40 == 0:
+            told = {name: round(metrics[name], 3) for name in ("loss", "reward", "kl") if name in metrics}
+            print(f"{directory}: step {done} of {steps}, {told}", flush=True)
+
+    train(settings, directory, open_config(source), lambda dtype: open_model(source, dtype=dtype), display)
+
+
+def _measured(directory: Path, videos: Path, settings: Any) -> dict[str, Any]:
+    """Measurements of a run's model, kept beside it."""
+    from convert.load import open_model
+    from tools import measure
+    from vqathinker_jax.data.prompt import load_tokenizer
+
+    file = directory / "measured.json"
+
+    def make() -> None:
+        model = open_model(directory / "model", dtype="float32", unrolled=True)
+        tokenizer = load_tokenizer(directory / "model")
+        rater = measure.Rater(model, tokenizer, settings.data, settings.rollout.max_new_tokens)
+        found: dict[str, Any] = {}
+        for split in ("in_domain", "out_of_domain"):
+            rows = measure.manifest_rows(videos, split)
+            frames = measure.load_frames(rows, settings.data)
+            found[split] = measure.quality(rater, rows, frames)
+            if split == "in_domain":
+                found["temporal"] = measure.temporal_pairs(rater, rows, read_truth(videos / f"{split}.jsonl"), frames)
+                found["blank_frames"] = measure.blank(rater, rows, frames)
+        _write_json(file, found)
+        print(f"{directory}: {json.dumps({name: found[name] for name in ('in_domain', 'temporal')})}", flush=True)
+
+    _once(file, make)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _once(file: Path, make: Callable[[], None]) -> None:
+    if not file.exists():
+        make()
+
+
+def _take_core(taken: Any) -> None:
+    """Keep this process to a core of its own, so that runs side by side do not wait for each other's threads."""
+    with taken.get_lock():
+        number = taken.value
+        taken.value += 1
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
+def _metrics(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    path.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,150 @@
+"""A trained model and rated synthetic videos go in; how well it rates them, and sees disorder, comes out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vqathinker_jax.data.distortions import KINDS
+from vqathinker_jax.data.frames import resize, shuffle
+from vqathinker_jax.data.manifest import Row
+from vqathinker_jax.data.pipeline import DataConfig
+from vqathinker_jax.data.prompt import decode
+from vqathinker_jax.data.synthetic import Truth
+from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.generate import Sampling, encode, generate
+from vqathinker_jax.metrics import Figure, agreement
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.parse import parse_score
+from vqathinker_jax.records import Answer
+from vqathinker_jax.rollout import Prompts
+
+BATCH = 40
+VISIBLE_MOTION = 0.03
+"""From which mean difference of neighbouring frames (`Truth.motion`) on motion counts as visible."""
+UNRATED = 3.0
+"""What an answer without a rating counts as, in correlations; the share of such answers is given beside."""
+
+
+@dataclass(frozen=True)
+class Rater:
+    """A model with all it takes to rate videos of one view, by the question and the prompt of training."""
+
+    model: VLM
+    tokenizer: Any
+    view: DataConfig
+    max_new_tokens: int
+
+    def rate(
+        self,
+        rows: Sequence[Row],
+        frames_NFYXC: np.ndarray,
+        orders_NF: np.ndarray | None = None,
+        temperature: float = 0.0,
+    ) -> "Ratings":
+        """Rate N videos by their frames, put in another order where one is given."""
+        prompts = Prompts(rows, self.tokenizer, self.model.config, frames=self.view.frames, size=self.view.size)
+        graph, state = nnx.split(self.model)
+        texts: list[str] = []
+        for start in range(0, len(rows), BATCH):
+            # The last batch is filled up, so that one program serves all.
+            chosen = np.minimum(np.arange(start, start + BATCH), len(rows) - 1)
+            frames_PFYXC = frames_NFYXC[chosen]
+            if orders_NF is not None:
+                frames_PFYXC = np.take_along_axis(frames_PFYXC, orders_NF[chosen][:, :, None, None, None], 1)
+            made = generate(
+                graph,
+                state,
+                encode(graph, state, frames_PFYXC),
+                *prompts.of([rows[number] for number in chosen]),
+                context_id=prompts.special.context,
+                stop_id=prompts.special.stop,
+                pad_id=prompts.special.pad,
+                sampling=Sampling(self.max_new_tokens, temperature, never=prompts.never),
+                key=jax.random.key(start),
+            )
+            ids = zip(made.ids_PGC[:, 0], made.lengths_PG[:, 0], strict=True)
+            texts += [decode(self.tokenizer, ids_C[:length]) for ids_C, length in ids]
+        return read(texts[: len(rows)])
+
+
+class Ratings(NamedTuple):
+    """Ratings [N], `UNRATED` where there is none, the share of valid answers, and all texts."""
+
+    scores_N: np.ndarray
+    valid: float
+    texts: list[str]
+
+
+def read(texts: Sequence[str]) -> Ratings:
+    """The ratings in completions, read as scoring reads them."""
+    parsed = [parse_score(text) for text in texts]
+    scores_N = np.array([each.score if isinstance(each, Answer) else UNRATED for each in parsed])
+    return Ratings(scores_N, float(np.mean([isinstance(each, Answer) for each in parsed])), list(texts))
+
+
+def load_frames(rows: Sequence[Row], view: DataConfig) -> np.ndarray:
+    """uint8 RGB frames [N,F,Y,X,C] of the rows' videos, as training sees them."""
+    clips = (read_clip(row.video, view.frames, view.decoder) for row in rows)
+    return np.stack([resize(clip.frames_FYXC, view.size) for clip in clips])
+
+
+def quality(rater: Rater, rows: Sequence[Row], frames_NFYXC: np.ndarray) -> dict[str, Any]:
+    """Correlations of greedy ratings with the MOS, with 95 % intervals, and the share of valid answers."""
+    rated = rater.rate(rows, frames_NFYXC)
+    return {**correlations(rated.scores_N, rows), "format_rate": rated.valid, "texts": rated.texts[:5]}
+
+
+def correlations(scores_N: np.ndarray, rows: Sequence[Row]) -> dict[str, list[float]]:
+    """SRCC and PLCC, each as value, low and high; ratings that are all equal tell nothing, which is 0."""
+    found = agreement(scores_N, np.array([row.mos for row in rows]))
+    return {"srcc": _numbers(found.srcc), "plcc": _numbers(found.plcc_raw)}
+
+
+def blank(rater: Rater, rows: Sequence[Row], frames_NFYXC: np.ndarray) -> list[float]:
+    """SRCC of what is said of black frames in place of each video, drawn at temperature 1, for greedy answers are all
+    one."""
+    rated = rater.rate(rows, np.zeros_like(frames_NFYXC), temperature=1.0)
+    return correlations(rated.scores_N, rows)["srcc"]
+
+
+def temporal_pairs(
+    rater: Rater, rows: Sequence[Row], truths: Mapping[str, Truth], frames_NFYXC: np.ndarray
+) -> dict[str, float]:
+    """How often a video is rated above its copy with shuffled frames, and how often the same, over the videos with
+    visible motion and no damage to it."""
+    moving = [
+        number
+        for number, row in enumerate(rows)
+        if truths[row.id].motion >= VISIBLE_MOTION
+        and not any("time" in KINDS[damage.kind].aspects for damage in truths[row.id].distortions)
+    ]
+    chosen, frames = [rows[number] for number in moving], frames_NFYXC[moving]
+    orders_NF = np.stack([_disorder(frames.shape[1], np.random.default_rng(number)) for number in moving])
+    straight_N = rater.rate(chosen, frames).scores_N
+    shuffled_N = rater.rate(chosen, frames, orders_NF).scores_N
+    above, same = straight_N > shuffled_N, straight_N == shuffled_N
+    return {"pairs": len(moving), "above": float(above.mean()), "same": float(same.mean())}
+
+
+def _disorder(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """An order that runs neither forwards nor backwards."""
+    while True:
+        order_F = shuffle(frames, rng).order_F
+        if not np.isin(np.abs(np.diff(order_F)), 1).all():
+            return order_F
+
+
+def _numbers(figure: Figure) -> list[float]:
+    return [0.0 if value is None else round(value, 4) for value in (figure.value, figure.low, figure.high)]
+
+
+def manifest_rows(folder: Path, split: str) -> list[Row]:
+    """The rows of one split of a synthetic set."""
+    from vqathinker_jax.data.manifest import read_training
+
+    return list(read_training(str(folder / f"{split}.jsonl"), str(folder))[0])

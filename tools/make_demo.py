@@ -20,8 +20,8 @@ from convert.load import open_model
 from tools.demo_answers import lessons
 from tools.demo_clips import Damage, draw_damages, rating, write_clip
 from tools.demo_model import fresh, settings, write_weights
-from tools.tiny_tokenizer import write_tokenizer
 from tools.demo_train import VIEW, Collection, learn_to_see, learn_to_speak, motion_features, window
+from tools.tiny_tokenizer import write_tokenizer
 from vqathinker_jax.data import prompt
 from vqathinker_jax.data.video import read_clip
 from vqathinker_jax.generate import Sampling

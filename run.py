@@ -326,6 +326,53 @@ def _train(recipe: Path, overrides: list[str]) -> int:
         return 1
 
 
+TOPOLOGY_HELP = "A slice or machine: v4:2x2x4, v5e:8x8, v5p:4x4x4, v6e:4x4, h100:8, h200:8, or cpu:8."
+
+
+def plan(
+    recipe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECIPE.py")],
+    topology: Annotated[str, tyro.conf.arg(help=TOPOLOGY_HELP)] = "",
+    devices: int = 0,
+    model: Literal["", "1B", "2B", "8B", "14B", "38B", "78B"] = "",
+    search: Flag = False,
+    as_json: AsJson = False,
+) -> int:
+    """Compile a recipe for hardware that need not be here; says what of it fits, how fast it would be, and what limits it.
+
+    For example:
+      python run.py plan configs/grpo_8b_v5e_64.py --topology v5e:8x8 --model 8B
+      python run.py plan configs/tiny_cpu.py --devices 2
+
+    Exit status 1 where it does not fit. TPUs need pip install -e '.[plan]'; figures for GPUs are estimates.
+
+    Args:
+        recipe: Python file that defines `config`, a TrainConfig.
+        devices: So many of the kind of device that is here, in place of a topology.
+        model: Plan for this InternVL3 with a motion branch; by default for the recipe's checkpoint, which is then read.
+        search: Find the largest batch that fits too, which compiles again and again.
+    """
+    from vqathinker_jax import plan as planning
+    from vqathinker_jax.hardware import parse_target
+    from vqathinker_jax.model.released import RELEASED
+
+    if bool(topology) == bool(devices):
+        raise InputError("plan: give either --topology, as v5e:8x8, or --devices, as 8")
+    config = _recipe(recipe)
+    target = parse_target(topology or f"{planning.kind_here()}:{devices}")
+    if model:
+        dimensions = RELEASED[model]
+    else:
+        from convert.load import open_config
+
+        dimensions = open_config(Path(config.checkpoint), slowfast=Path(config.slowfast) if config.slowfast else None)
+    found = planning.plan(config, dimensions, target, search=search)
+    if as_json:
+        console.print_row(found.as_json())
+    else:
+        console.print_lines("\n".join(planning.table(found)))
+    return int(not found.fits)
+
+
 def _recipe(path: Path) -> "TrainConfig":
     """The `config` that a Python file defines."""
     from vqathinker_jax.train import TrainConfig
@@ -480,6 +527,7 @@ def main() -> int:
         "ask": ask,
         "evaluate": evaluate,
         "train": train,
+        "plan": plan,
         "synthesize": synthesize,
         "convert": convert,
         "export": export,

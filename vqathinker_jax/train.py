@@ -38,7 +38,7 @@ from vqathinker_jax.records import Answer, InputError
 from vqathinker_jax.rewards import RewardConfig
 from vqathinker_jax.rollout import Clock, Drawn, Prompts, RolloutConfig, roll_out
 from vqathinker_jax.savepoint import Savepoint, Savepoints
-from vqathinker_jax.sharding import MeshConfig, Remat, check_spread, layout_of, make_mesh, shardings
+from vqathinker_jax.sharding import Layout, MeshConfig, Remat, check_spread, layout_of, make_mesh, shardings
 from vqathinker_jax.step import Fixed, StepConfig, TrainState, imitate, update
 
 Floats = Literal["float32", "bfloat16"]
@@ -283,20 +283,13 @@ def prepare(model: VLM, config: TrainConfig, mesh: Mesh, updates: int) -> Policy
     """
     auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     arithmetic = jnp.dtype(auto if config.arithmetic == "auto" else config.arithmetic)
-    model.arithmetic = arithmetic
-    model.lay_out(layout_of(mesh, config.remat))
     if config.lora.rank:
         adapt(model.language.layers, config.lora, config.seed)
-    graph, moving, still = nnx.split(model, _trainable(config), ...)
+    graph, moving, still = divide(model, config, arithmetic, layout_of(mesh, config.remat))
     moving, still = (jax.device_put(part, shardings(part, mesh)) for part in (moving, still))
     still = _cast(still, arithmetic)
     tx = optimizer(config.optimizer, updates)
-    places = jax.tree.map(lambda x: x.sharding, moving)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    memory_places = optax.tree.map_params(
-        tx, lambda _, place: place, jax.eval_shape(tx.init, moving), places, transform_non_params=lambda _: everywhere
-    )
-    memory = jax.jit(tx.init, out_shardings=memory_places)(moving)
+    memory = jax.jit(tx.init, out_shardings=memory_places(tx, moving, mesh))(moving)
     reference = None
     if config.loss.beta and config.stage == "grpo":
         # A moving average takes steps too small for bfloat16.
@@ -304,6 +297,27 @@ def prepare(model: VLM, config: TrainConfig, mesh: Mesh, updates: int) -> Policy
         # A copy in any case: the update gives its own away.
         reference = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == held else x.astype(held), moving), still
     return Policy(graph, TrainState(moving, memory), Fixed(still, reference), tx, mesh, arithmetic)
+
+
+def divide(
+    model: VLM, config: TrainConfig, arithmetic: jnp.dtype, layout: Layout
+) -> tuple[nnx.GraphDef[VLM], nnx.State, nnx.State]:
+    """Say how a model, which may be without its numbers, is to compute, and split it into what moves and what stays."""
+    model.arithmetic = arithmetic
+    model.lay_out(layout)
+    return nnx.split(model, _trainable(config), ...)
+
+
+def memory_places(tx: optax.GradientTransformation, moving: nnx.State, mesh: Mesh) -> Any:
+    """Where the optimizer's memory lies: each array that is like a weight beside it, all others everywhere."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return optax.tree.map_params(
+        tx,
+        lambda _, place: place,
+        jax.eval_shape(tx.init, moving),
+        jax.tree.map(lambda x: x.sharding, moving),
+        transform_non_params=lambda _: everywhere,
+    )
 
 
 class Termination:

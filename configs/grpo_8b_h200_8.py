@@ -1,0 +1,18 @@
+"""The paper's GRPO of the 8B model on 8 × H200, which the plan says it fits:
+
+    python run.py plan configs/grpo_8b_h200_8.py --topology h200:8 --model 8B
+    python run.py train configs/grpo_8b_h200_8.py --run-dir runs/grpo_8b_h200_8 \\
+        --checkpoint InternVL3-8B-motion --data.manifests lsvq_train.jsonl --data.folders LSVQ
+"""
+
+from dataclasses import replace
+
+from configs.grpo_lsvq_8b import config as paper
+
+config = replace(
+    paper,
+    checkpoint="InternVL3-8B",
+    data=replace(paper.data, batch_size=32),
+    micro_batches=4,
+    remat="blocks",
+)

@@ -1,0 +1,191 @@
+"""A training step as the programs it runs, with the shapes and places of all they take, and no numbers.
+
+Enters: a recipe, a model's dimensions, a mesh, whose devices need not be here. Leaves: one `Phase` a program.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vqathinker_jax.checkpoint import abstract_model
+from vqathinker_jax.generate import Decoding, begin, decode, encode, prefill
+from vqathinker_jax.model.adapter import adapt
+from vqathinker_jax.model.config import ModelConfig
+from vqathinker_jax.model.language import PromptCache
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.optim import optimizer
+from vqathinker_jax.rewards import Ratings
+from vqathinker_jax.sharding import Layout, shardings, specification
+from vqathinker_jax.step import Fixed, Rollout, TrainState, completion_log_probs, update
+from vqathinker_jax.train import TrainConfig, divide, memory_places
+
+TEXT_TOKENS = 384
+"""Room for the words of a prompt, beside what stands for frames."""
+_BUCKET = 128
+_CONTEXT = 151667
+"""The id of a visual slot in the released models; a plan depends on no id."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One program of a step.
+
+    lower: traces it for the mesh. count: what `flops.count_flops` takes: a function, and its arguments. times: how
+    often a step runs it. trips: how often the loop in it runs whose end data decides. resident: bytes a chip that lie
+    in its memory meanwhile and are none of its arguments.
+    """
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    count: tuple[Callable[..., Any], tuple[Any, ...]]
+    times: int
+    resident: int
+    trips: int = 1
+
+
+def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.dtype) -> Iterator[Phase]:
+    """Encode, prefill, decode, log-probs and update, each with the batch that it sees at a time."""
+    here = partial(_placed, mesh)
+    layout = Layout(mesh if mesh.size > 1 else None, remat=config.remat)
+    graph, moving, still = divide(_skeleton(config, model), config, arithmetic, layout)
+    moving = _state(moving, mesh, jnp.dtype(config.parameters))
+    still, acting = _state(still, mesh, arithmetic), _state(moving, mesh, arithmetic)
+    tx = optimizer(config.optimizer, 1)
+    memory = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(tx.init, moving),
+        memory_places(tx, moving, mesh),
+    )
+    fixed = Fixed(still, (acting, still) if config.loss.beta else None)
+    whole = nnx.merge_state(acting, still)
+    kept = held((moving, memory, fixed.reference and fixed.reference[0]))
+
+    data, rolling = config.data, config.rollout
+    P, F, size = data.batch_size, data.frames, data.size
+    parts, G, C = rolling.micro_batches, rolling.completions, rolling.max_new_tokens
+    L = F * model.tokens_per_frame(size) + (model.motion is not None)
+    S = -(-(L + TEXT_TOKENS) // _BUCKET) * _BUCKET
+    Q, copies = P // parts, 2 if data.perturb else 1
+
+    frames = here((Q, F, size, size, 3), jnp.uint8, "rows", None, None, None, None)
+    moved = (here((Q, F), jnp.int32, "rows", None), here((Q, F), bool, "rows", None)) if data.perturb else ()
+    shown = (whole, frames, *moved)
+    yield Phase("encode", lambda: encode.lower(graph, *shown), (partial(encode, graph), shown), parts, kept)
+
+    B, K, H, R, D = (
+        copies * Q,
+        model.language.kv_heads,
+        model.language.head,
+        model.language.layers,
+        model.language.width,
+    )
+    mask = here((B, S), bool, "rows", None)
+    asked = (whole, here((B, L, D), arithmetic, "rows", None, None), here((B, S), jnp.int32, "rows", None), mask)
+    filling = partial(prefill, graph, context_id=_CONTEXT)
+    yield Phase(
+        "prefill",
+        lambda: prefill.lower(graph, *asked, context_id=_CONTEXT),
+        (filling, asked),
+        parts,
+        kept,
+    )
+
+    keys = here((B, K, S, H), arithmetic, "rows", "kv_heads", None, None, stacked=R)
+    prompt = PromptCache((keys, keys), mask, here((B,), jnp.int32, "rows"))
+    ending = {"sampling": rolling.sampling(()), "stop_id": 0, "pad_id": 0}
+    logits = here((B, model.language.vocabulary), jnp.float32, "rows", None)
+    draws = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (B, G)))
+    blank = jax.eval_shape(partial(begin, graph, **ending), whole, logits, draws)
+    own = here((B, K, G, C, H), arithmetic, "rows", "kv_heads", None, None, None, stacked=R)
+    rows = [here(x.shape, x.dtype, "rows", *[None] * (x.ndim - 1)) for x in blank[1:-1]]
+    decoding = Decoding(here((), jnp.int32), *rows, (own, own))
+    until = jax.ShapeDtypeStruct((), jnp.int32)
+    said = (whole, prompt, decoding, draws, until)
+    yield Phase(
+        "decode",
+        lambda: decode.lower(graph, *said, **ending),
+        (partial(decode, graph, **ending), said),
+        parts,
+        kept,
+        C - 1,
+    )
+
+    batch = _rollout(here, config, P, S)
+    part = _rollout(here, config, P // config.micro_batches, S)
+
+    def ask(state: nnx.State, part: Rollout) -> jax.Array:
+        return completion_log_probs(nnx.merge(graph, state), part, config.step, _CONTEXT)
+
+    # The update holds this, for policy and reference; a row of its own shows what scoring takes.
+    yield Phase("log-probs", lambda: jax.jit(ask).lower(whole, part), (ask, (whole, part)), 0, kept)
+
+    state, settings = TrainState(moving, memory), {"optimizer": tx, "config": config.step, "context_id": _CONTEXT}
+    yield Phase(
+        "update",
+        lambda: update.lower(graph, state, fixed, batch, **settings),
+        (partial(update, graph, **settings), (state, fixed, batch)),
+        config.iterations,
+        0,
+    )
+
+
+def held(tree: Any) -> int:
+    """Bytes of a tree of placed arrays on each chip."""
+    shapes = ((x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * size for shape, size in shapes)
+
+
+def _skeleton(config: TrainConfig, model: ModelConfig) -> VLM:
+    """The model without its numbers, adapters included."""
+    skeleton = abstract_model(model)
+    if not config.lora.rank:
+        return skeleton
+
+    def adapted(skeleton: VLM) -> VLM:
+        adapt(skeleton.language.layers, config.lora, config.seed)
+        return skeleton
+
+    return nnx.eval_shape(adapted, skeleton)
+
+
+def _state(state: nnx.State, mesh: Mesh, dtype: jnp.dtype) -> nnx.State:
+    places = shardings(state, mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), state, places)
+
+
+def _placed(
+    mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None, stacked: int | None = None
+) -> jax.ShapeDtypeStruct:
+    """An array whose axes have these places, below an axis of layers where it is `stacked`."""
+    whole = shape if stacked is None else (stacked, *shape)
+    place = NamedSharding(mesh, specification(axes, len(whole), mesh) if axes else PartitionSpec())
+    return jax.ShapeDtypeStruct(whole, jnp.dtype(dtype), sharding=place)
+
+
+def _rollout(here: Callable[..., jax.ShapeDtypeStruct], config: TrainConfig, P: int, S: int) -> Rollout:
+    data, G, C = config.data, config.rollout.completions, config.rollout.max_new_tokens
+
+    def each(dtype: Any) -> Any:
+        return here((P, G), dtype, "rows", None)
+
+    ratings: Any = Ratings(each(jnp.float32), each(bool), each(jnp.int32), each(bool))
+    shape = (P, data.frames, data.size, data.size, 3)
+    fields: Any = {
+        "frames_PFYXC": here(shape, jnp.uint8, "rows", None, None, None, None),
+        "ids_PS": here((P, S), jnp.int32, "rows", None),
+        "mask_PS": here((P, S), bool, "rows", None),
+        "completions_PGC": here((P, G, C), jnp.int32, "rows", None, None),
+        "lengths_PG": each(jnp.int32),
+        "stopped_PG": each(bool),
+        "ratings": ratings,
+        "mos_P": here((P,), jnp.float32, "rows"),
+        "perturbed": ratings if data.perturb else None,
+    }
+    return Rollout(**fields)

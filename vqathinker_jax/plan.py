@@ -1,0 +1,346 @@
+"""Whether a recipe fits hardware that is not here, and how fast it would be, found by compiling it for that hardware.
+
+Enters: a recipe, a model's dimensions, a target such as v5p:4x4x4. Leaves: memory, work and time of each program of a
+step. The compiler runs in a process of its own, on a CPU: TPU slices by libtpu, which compiles for any of them; GPUs
+and CPUs on as many faked CPU devices, whose buffers are an estimate of a GPU's (a CPU holds some bfloat16 arrays as
+float32, and fuses less).
+"""
+
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vqathinker_jax.flops import count_flops
+from vqathinker_jax.hardware import CHIPS, GIB, Target
+from vqathinker_jax.hlo import Sent, largest_arrays, read_work
+from vqathinker_jax.model.config import ModelConfig
+from vqathinker_jax.phases import Phase, phases
+from vqathinker_jax.records import InputError
+from vqathinker_jax.sharding import check_spread, make_mesh
+from vqathinker_jax.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """A program of a step on one chip; memory and traffic in bytes, times in seconds.
+
+    peak: what is in memory at most, `resident` included: what the step keeps there and this program does not take.
+    passed: what leaves the chip. useful_flops: without what is computed again. compute, memory, network: the least time
+    each of these takes a run; the roofline is the longest. largest: the biggest arrays.
+    """
+
+    phase: str
+    times: int
+    argument: int
+    temporary: int
+    resident: int
+    peak: int
+    capacity: int
+    flops: float
+    useful_flops: float
+    bytes: int
+    collectives: dict[str, Sent]
+    compute: float
+    memory: float
+    network: float
+    largest: list[tuple[int, str]]
+
+    @property
+    def roofline(self) -> float:
+        """Seconds a run takes at the least."""
+        return max(self.compute, self.memory, self.network)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the chip holds it."""
+        return self.peak <= self.capacity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a step on a target. refused: the compiler's own words where it found no room."""
+
+    target: str
+    devices: int
+    mesh: dict[str, int]
+    batch_size: int
+    estimate: bool
+    rows: list[Row]
+    step_seconds: float
+    mfu: float
+    refused: str = ""
+    largest_batch: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of it does."""
+        return not self.refused and all(row.fits for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        collectives = [{kind: sent._asdict() for kind, sent in row.collectives.items()} for row in self.rows]
+        rows = [
+            asdict(row) | {"roofline": row.roofline, "fits": row.fits, "collectives": each}
+            for row, each in zip(self.rows, collectives, strict=True)
+        ]
+        return asdict(self) | {"rows": rows, "fits": self.fits}
+
+
+def plan(config: TrainConfig, model: ModelConfig, target: Target, *, search: bool = False) -> Plan:
+    """The plan of a recipe, made in a process of its own.
+
+    search: find the largest batch that fits too, by compiling again.
+
+    Raises: InputError for what does not go together, or where libtpu is missing.
+    """
+    if target.chip.platform == "tpu":
+        _find_libtpu()
+    made = subprocess.run(
+        [sys.executable, "-m", "vqathinker_jax.plan"],
+        input=pickle.dumps((config, model, target, search)),
+        env=os.environ | _environment(target),
+        capture_output=True,
+        check=False,
+    )
+    said = made.stderr.decode(errors="replace").strip().splitlines()
+    if made.returncode == 2:
+        raise InputError(said[-1])
+    if made.returncode:
+        raise InputError(f"{target}: the compiler ended with status {made.returncode}: {' | '.join(said[-3:])[-600:]}")
+    return pickle.loads(made.stdout)
+
+
+def kind_here() -> str:
+    """The kind of this machine's devices, as targets name it.
+
+    Raises: InputError where it is none of those.
+    """
+    device = jax.devices()[0]
+    named = device.device_kind.lower().replace("tpu ", "").replace("v5 lite", "v5e").replace("v6 lite", "v6e")
+    for kind in CHIPS:
+        if device.platform == kind or kind in named:
+            return kind
+    raise InputError(f"devices of kind {device.device_kind!r} are not planned for; give --topology, as h200:8")
+
+
+def _find_libtpu() -> None:
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise InputError("plans for TPUs need libtpu, TPU or not: pip install -e '.[plan]'") from None
+
+
+def _environment(target: Target) -> dict[str, str]:
+    """JAX stays on the CPU, whatever is installed; libtpu asks no metadata server what it runs on."""
+    if target.chip.platform == "tpu":
+        accelerator = {"v5e": "v5litepod"}.get(target.kind, target.kind)
+        cores = target.count * (2 if target.kind in {"v4", "v5p"} else 1)
+        tpu = {"TPU_ACCELERATOR_TYPE": f"{accelerator}-{cores}", "TPU_WORKER_HOSTNAMES": "localhost"}
+        return {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", **tpu}
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={target.count}"}
+
+
+def _devices(target: Target) -> Sequence[jax.Device]:
+    if target.chip.platform != "tpu":
+        return jax.devices()
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=f"{target.kind}:{target.topology}").devices
+    except Exception as error:  # libtpu's own words, of whatever kind
+        fault = " ".join(str(error).split())[:300]
+        raise InputError(f"{target}: no such slice ({fault}): name one that Google Cloud offers") from error
+
+
+def make(config: TrainConfig, model: ModelConfig, target: Target, *, search: bool) -> Plan:
+    """The plan, in this process, whose devices are the target's or stand for them."""
+    on_cpu = target.chip.platform == "cpu"
+    wanted = ("float32" if on_cpu else "bfloat16") if config.arithmetic == "auto" else config.arithmetic
+    mesh = make_mesh(config.mesh, list(_devices(target)))
+    compiling = {"model": model, "mesh": mesh, "arithmetic": jnp.dtype(wanted), "target": target}
+    found = _compiled(config, **compiling)
+    if search:
+        found = replace(found, largest_batch=_largest_batch(config, found, compiling))
+    return found
+
+
+def _compiled(
+    config: TrainConfig, *, model: ModelConfig, mesh: Mesh, arithmetic: jnp.dtype, target: Target, only: str = ""
+) -> Plan:
+    """The plan of one batch size, of all phases or of one."""
+    for parts in (config.micro_batches, config.rollout.micro_batches):
+        check_spread(config.data.batch_size, parts, mesh)
+    once = {phase.name: phase for phase in phases(replace(config, remat="none"), model, mesh, arithmetic)}
+    rows, refused = [], ""
+    for phase in phases(config, model, mesh, arithmetic):
+        if only in phase.name:
+            try:
+                rows.append(_row(phase, once[phase.name], target))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                refused = f"{phase.name}: {_short(str(error))}"
+                break
+    seconds = sum(row.times * row.roofline for row in rows)
+    useful = sum(row.times * row.useful_flops for row in rows)
+    return Plan(
+        target=str(target),
+        devices=target.count,
+        mesh=dict(mesh.shape),
+        batch_size=config.data.batch_size,
+        estimate=target.chip.platform == "gpu",
+        rows=rows,
+        step_seconds=seconds,
+        mfu=useful / (seconds * target.chip.flops) if seconds else 0.0,
+        refused=refused,
+    )
+
+
+def _row(phase: Phase, once: Phase, target: Target) -> Row:
+    compiled = phase.lower().compile()
+    memory, text, chip = compiled.memory_analysis(), compiled.as_text() or "", target.chip
+    work = read_work(text, target.count, phase.trips)
+    # What data ends counts once in the trace, and next to all of it is in the loop.
+    flops, useful = (count_flops(each.count[0], *each.count[1]) * phase.trips / target.count for each in (phase, once))
+    own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    share = target.count if chip.platform == "cpu" else 1
+    return Row(
+        phase=phase.name,
+        times=phase.times,
+        argument=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        resident=phase.resident,
+        peak=own + memory.temp_size_in_bytes + phase.resident,
+        capacity=chip.memory // share,
+        flops=flops,
+        useful_flops=useful,
+        bytes=work.bytes,
+        collectives=work.collectives,
+        compute=flops / chip.flops,
+        memory=work.bytes / chip.bandwidth,
+        network=work.passed / chip.link,
+        largest=largest_arrays(text),
+    )
+
+
+def _largest_batch(config: TrainConfig, found: Plan, compiling: dict[str, Any]) -> int:
+    """Videos a step, the parts it is taken in as they are, that still fit: doubled, then halved between; 0 for none.
+
+    Memory grows with the batch in every phase, so the one that is fullest decides.
+    """
+    unit = math.lcm(config.micro_batches, config.rollout.micro_batches) * found.mesh["data"] * found.mesh["fsdp"]
+    fullest = found.refused.partition(":")[0] or max(found.rows, key=lambda row: row.peak / row.capacity).phase
+
+    def fits(units: int) -> bool:
+        size = units * unit
+        if size == found.batch_size:
+            return found.fits
+        return _compiled(_with_batch(config, size), only=fullest, **compiling).fits
+
+    return unit * bisect(fits, max(found.batch_size // unit, 1))
+
+
+def _with_batch(config: TrainConfig, size: int) -> TrainConfig:
+    """The recipe for another batch, whose groups of comparison are all of it."""
+    rewards = replace(config.rewards, ranking_group=0, temporal_group=0)
+    return replace(config, data=replace(config.data, batch_size=size), rewards=rewards)
+
+
+def bisect(fits: Callable[[int], bool], first: int) -> int:
+    """The largest whole number that fits, where all below it do; asked for `first` first; 0 for none."""
+    if fits(first):
+        low, high = first, 2 * first
+        while fits(high):
+            low, high = high, 2 * high
+    else:
+        low, high = 0, first
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _short(error: str) -> str:
+    """The compiler's complaint with its largest allocations, without their whole genealogy."""
+    lines = [line.strip() for line in error.splitlines()]
+    kept = [line for line in lines if line.startswith(("RESOURCE", "Used", "Size:", "Shape:", "Operator:", "Total"))]
+    return " ".join(kept or lines)[:900]
+
+
+def table(found: Plan) -> list[str]:
+    """The plan as lines for people."""
+    kind = " (estimates: buffers as a CPU's compiler assigns them)" if found.estimate else ""
+    sizes = " × ".join(f"{name} {size}" for name, size in found.mesh.items())
+    lines = [f"{found.target}: {found.devices} chips, {sizes}, {found.batch_size} videos a step{kind}", ""]
+    head = (
+        "phase",
+        "runs",
+        "arguments",
+        "temporary",
+        "peak",
+        "of",
+        "TFLOP",
+        "GB moved",
+        "sent GB",
+        "s a run",
+        "bound by",
+    )
+    cells = [head, *(_cells(row) for row in found.rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines.append("")
+    for row in found.rows:
+        kinds = [
+            f"{kind} {sent.count} × {sent.moved / max(sent.count, 1) / 2**20:.1f} MiB"
+            for kind, sent in row.collectives.items()
+        ]
+        lines += [f"{row.phase} sends: {', '.join(kinds)}"] if kinds else []
+        if not row.fits:
+            arrays = ", ".join(f"{name} {size / GIB:.2f}" for size, name in row.largest)
+            lines.append(
+                f"{row.phase} does not fit: {row.peak / GIB:.2f} of {row.capacity / GIB:.2f} GiB; largest: {arrays}"
+            )
+    if found.refused:
+        lines.append(f"does not fit: {found.refused}")
+    lines.append(f"step by roofline {found.step_seconds:.1f} s, at {100 * found.mfu:.0f}% MFU")
+    if found.largest_batch is not None:
+        lines.append(f"largest batch that fits, in as many parts: {found.largest_batch}")
+    return lines
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    bounds = {"compute": row.compute, "memory": row.memory, "network": row.network}
+    gib = [f"{size / GIB:.2f}" for size in (row.argument, row.temporary, row.peak, row.capacity)]
+    work = [
+        f"{row.flops / 1e12:.1f}",
+        f"{row.bytes / 1e9:.1f}",
+        f"{sum(s.passed for s in row.collectives.values()) / 1e9:.2f}",
+    ]
+    return row.phase, str(row.times), *gib, *work, f"{row.roofline:.3f}", max(bounds, key=lambda name: bounds[name])
+
+
+def answer() -> int:
+    """Read a question from standard input and write its plan to standard output, both pickled; the exit status."""
+    config, model, target, search = pickle.load(sys.stdin.buffer)
+    try:
+        found = make(config, model, target, search=search)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    sys.stdout.buffer.write(pickle.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    # Under its own name, so that the answer can be read by whoever imported this as a module.
+    sys.exit(import_module("vqathinker_jax.plan").answer())

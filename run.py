@@ -337,7 +337,7 @@ def plan(
     search: Flag = False,
     as_json: AsJson = False,
 ) -> int:
-    """Compile a recipe for hardware that need not be here; says what of it fits, how fast it would be, and what limits it.
+    """Compile a recipe for hardware that need not be here: what of it fits, how fast it would be, and what limits it.
 
     For example:
       python run.py plan configs/grpo_8b_v5e_64.py --topology v5e:8x8 --model 8B

@@ -1,0 +1,82 @@
+"""Bytes and collectives out of a compiled module's text, loops counted in full."""
+
+import os
+import subprocess
+import sys
+
+from vqathinker_jax.hlo import Sent, largest_arrays, read_work, type_bytes
+
+# A loop of 8 whose body gathers a matrix over 4 of 8 devices and sums over all, as a TPU's compiler writes it.
+MODULE = """
+%body.1 (p: (s32[], bf16[64,64])) -> (s32[], bf16[64,64]) {
+  %p = (s32[], bf16[64,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[64,64]{1,0} get-tuple-element(%p), index=1
+  %all-gather.1 = bf16[256,64]{1,0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
+  %all-reduce.1 = bf16[64,64]{1,0:S(1)} all-reduce(%x), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %t = (s32[], bf16[64,64]{1,0}) tuple(%i, %x)
+}
+
+%condition.1 (p.1: (s32[], bf16[64,64])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(8)
+  %p.1 = (s32[], bf16[64,64]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[] compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
+  %a = bf16[64,64]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %t.1 = (s32[], bf16[64,64]{1,0}) tuple(%zero, %a)
+  %while.1 = (s32[], bf16[64,64]{1,0}) while(%t.1), condition=%condition.1, body=%body.1
+  ROOT %y = bf16[64,64]{1,0} get-tuple-element(%while.1), index=1
+}
+"""
+SQUARE = 64 * 64 * 2
+
+
+def test_what_a_loop_sends_counts_as_often_as_it_runs():
+    sent = read_work(MODULE, 8).collectives
+    assert sent["all-gather"] == Sent(8, 8 * 4 * SQUARE, 8 * 3 * SQUARE)
+    # Round a ring of 8, a sum passes 7 of 8 parts twice; that it ends in vector memory changes nothing.
+    assert sent["all-reduce"] == Sent(8, 8 * SQUARE, 8 * 2 * SQUARE * 7 // 8)
+
+
+def test_a_loop_that_data_ends_runs_as_often_as_told():
+    ended = MODULE.replace("ROOT %lt = pred[]", "%lt = pred[]").replace(
+        "direction=LT\n", "direction=LT\n  ROOT %and = pred[] and(%lt, %lt)\n"
+    )
+    assert read_work(ended, 8, unknown_trips=5).collectives["all-gather"].count == 5
+
+
+def test_vector_memory_costs_nothing():
+    assert type_bytes("(bf16[64,64]{1,0}, f32[8]{0})") == SQUARE + 32
+    assert type_bytes("bf16[64,64]{1,0:T(8,128)S(1)}") == 0
+
+
+def test_largest_arrays_come_first():
+    assert largest_arrays(MODULE, 1) == [(4 * SQUARE, "bf16[256,64]")]
+
+
+SCANNED = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from vqathinker_jax.hlo import read_work
+mesh = jax.make_mesh((4,), ("fsdp",), (jax.sharding.AxisType.Auto,))
+w = jax.ShapeDtypeStruct((6, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))
+x = jax.ShapeDtypeStruct((512, 64), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+run = jax.jit(lambda w, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+work = read_work(run.lower(w, x).compile().as_text(), 4)
+print(work.collectives["all-gather"].count, work.collectives["all-gather"].moved, work.bytes)
+"""
+
+
+def test_this_machines_compiler_is_understood():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    made = subprocess.run(
+        [sys.executable, "-c", SCANNED], env=os.environ | flags, capture_output=True, text=True, check=False
+    )
+    count, moved, traffic = map(int, made.stdout.split())
+    assert (count, moved) == (6, 6 * 64 * 64 * 4)
+    # At least every weight once and the activations of each layer, read and written.
+    assert traffic >= 6 * (64 * 64 + 2 * 128 * 64) * 4

@@ -110,22 +110,29 @@ def layout_of(mesh: Mesh, remat: Remat = "layers") -> Layout:
 def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
     """A tree like `state` with the `NamedSharding` of each variable's array.
 
-    Raises: InputError where a dimension does not divide by its mesh axis, naming both.
+    Raises: InputError where a dimension does not divide by its mesh axis, with the sizes that all dimensions on it do.
     """
+    along: dict[str, int] = {}
+    refused: dict[str, str] = {}
 
     def place(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
         shape = variable.get_value().shape
         spec = specification(variable.axes, len(shape), mesh)
         for size, name in zip(shape, spec, strict=True):
-            if name and size % mesh.shape[name]:
-                whole = jax.tree_util.keystr(path, simple=True, separator=".")
-                raise InputError(
-                    f"{whole}: a dimension of {size} does not divide by the mesh's {name}={mesh.shape[name]}; "
-                    f"use a divisor of {size}"
-                )
+            if name:
+                along[name] = math.gcd(along.get(name, 0), size)
+                if size % mesh.shape[name]:
+                    where = jax.tree_util.keystr(path, simple=True, separator=".")
+                    refused.setdefault(name, f"{where}: a dimension of {size}")
         return variable.replace(NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    placed = jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    for name, dimension in refused.items():
+        fitting = ", ".join(str(n) for n in range(1, along[name] + 1) if along[name] % n == 0)
+        raise InputError(
+            f"{dimension} does not divide by the mesh's {name}={mesh.shape[name]}; for this model it may be {fitting}"
+        )
+    return placed
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_a_dimension_that_does_not_divide_is_named():
     state = nnx.state(tiny_model())
     mesh = Mesh(jax.devices()[:1], ("tensor",))
     shardings(state, mesh)
-    with pytest.raises(InputError, match=r"kv_heads|does not divide by the mesh's tensor=3"):
+    with pytest.raises(InputError, match=r"does not divide by the mesh's tensor=3; for this model it may be 1, 2$"):
         shardings(state, AbstractMesh((3,), ("tensor",)))
 
 

@@ -1,4 +1,4 @@
-"""The paper's GRPO of the 1B model on one v5e chip. A proposal: ask the plan whether it fits, as nothing has yet:
+"""The paper's GRPO of the 1B model on one v5e chip. A proposal; ask the plan whether it fits:
 
     python run.py plan configs/grpo_1b_v5e.py --topology v5e:1x1 --model 1B
     python run.py train configs/grpo_1b_v5e.py --run-dir runs/grpo_1b_v5e \\

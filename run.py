@@ -352,6 +352,7 @@ def plan(
         search: Find the largest batch that fits too, which compiles again and again.
     """
     from vqathinker_jax import plan as planning
+    from vqathinker_jax.budget import table
     from vqathinker_jax.hardware import parse_target
     from vqathinker_jax.model.released import RELEASED
 
@@ -369,7 +370,7 @@ def plan(
     if as_json:
         console.print_row(found.as_json())
     else:
-        console.print_lines("\n".join(planning.table(found)))
+        console.print_lines("\n".join(table(found)))
     return int(not found.fits)
 
 

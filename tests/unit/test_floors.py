@@ -15,6 +15,7 @@ FLOORS = [
     ["records"],
     ["sharding", "stored"],
     ["folder", "flops", "hlo", "hardware"],
+    ["budget"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
     ["generate", "checkpoint", "step", "predictions", "fingerprint", "tasks", "tables"],
     ["judge", "rollout", "places", "summary", "journal", "savepoint"],

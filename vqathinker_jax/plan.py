@@ -91,7 +91,11 @@ def _devices(target: Target) -> Sequence[jax.Device]:
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{target.kind}:{target.topology}").devices
+        name = f"{target.kind}:{target.topology}"
+        # Of less than a host's four chips, libtpu must be told that the host has no more.
+        sizes = [int(size) for size in target.topology.split("x")]
+        part = {"chips_per_host_bounds": (*sizes, 1, 1)[:3]} if target.count < 4 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **part).devices
     except Exception as error:  # libtpu's own words, of whatever kind
         fault = " ".join(str(error).split())[:300]
         raise InputError(f"{target}: no such slice ({fault}): name one that Google Cloud offers") from error

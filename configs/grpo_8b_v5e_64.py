@@ -1,4 +1,4 @@
-"""The paper's GRPO of the 8B model on a v5e-64 slice., which its plan says it fits:
+"""The paper's GRPO of the 8B model on a v5e-64 slice, which its plan says it fits:
 
     python run.py plan configs/grpo_8b_v5e_64.py --topology v5e:8x8 --model 8B
     python run.py train configs/grpo_8b_v5e_64.py --run-dir runs/grpo_8b_v5e_64 \\

@@ -28,7 +28,8 @@ def write(target: Path | BytesIO, frames_FYXC: np.ndarray, crf: float, preset: s
 def compressed(frames_FYXC: np.ndarray, crf: float) -> np.ndarray:
     """Return uint8 RGB frames [F,Y,X,C] as they look after x264 at this constant rate factor."""
     file = BytesIO()
-    write(file, frames_FYXC, crf, preset="veryfast")
+    # Slower presets do not give the same stream every time: they look ahead over memory that nothing has filled.
+    write(file, frames_FYXC, crf, preset="superfast")
     file.seek(0)
     with av.open(file) as container:
         container.streams.video[0].codec_context.thread_count = 1

@@ -200,12 +200,11 @@ def _write_manifests(folder: Path, split: str, truths: list[Truth]) -> None:
 
 
 def _training_line(truth: Truth) -> dict[str, Any]:
-    turns = [{"from": "human", "value": TASK + RATING}, {"from": "gpt", "value": truth.mos}]
     return {
         "id": truth.id,
         "dataset_name": DATASET,
         "image": [truth.id],
-        "conversations": turns,
+        "conversations": [{"from": "human", "value": TASK + RATING}, {"from": "gpt", "value": truth.mos}],
         "truth": asdict(truth),
     }
 
@@ -225,15 +224,9 @@ def _stands(folder: Path, config: SyntheticConfig) -> bool:
     except FileNotFoundError:
         return False
     due = _identity(config)
-    other = [
-        f"{key} {found.get(key)!r} where {value!r} is asked for"
-        for key, value in due.items()
-        if found.get(key) != value
-    ]
+    other = ", ".join(f"{key} {found.get(key)}, not {value}" for key, value in due.items() if found.get(key) != value)
     if other:
-        raise InputError(
-            f"{folder}: holds another synthetic set ({', '.join(other)}): choose another folder or delete it"
-        )
+        raise InputError(f"{folder}: holds another synthetic set ({other}): choose another folder or delete it")
     return True
 
 

@@ -103,7 +103,7 @@ class Journal:
 
 def _open_wandb(project: str, directory: Path, config: Mapping[str, Any]) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
             f"wandb is {project!r}, but the package is missing: pip install wandb, or leave it out"

@@ -93,9 +93,11 @@ def answers(
         if held is None or not tags:
             continue
         held = advance(graph, state, held, jnp.int32(slice_length), jnp.bool_(more), **ending)
-        running_P, written_P = jax.device_get((held.running_P, held.written_P))
+        # Copies: a CPU's arrays that the host holds could not be donated to the next call.
+        told = jax.tree.map(jnp.copy, (held.running_P, held.written_P, held.ids_PC))  # pyright: ignore[reportOptionalMemberAccess]
+        running_P, written_P, ids_PC = jax.device_get(told)
         for place in [place for place in tags if not running_P[place]]:
-            ids_T = np.asarray(held.ids_PC[place])[: written_P[place]]
+            ids_T = ids_PC[place, : written_P[place]]
             yield Written(tags.pop(place), ids_T, bool(ids_T[-1] == stop_id))
 
 

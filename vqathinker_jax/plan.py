@@ -70,7 +70,7 @@ def kind_here() -> str:
 
 def _find_libtpu() -> None:
     try:
-        import libtpu  # noqa: F401
+        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError("plans for TPUs need libtpu, TPU or not: pip install -e '.[plan]'") from None
 
@@ -85,7 +85,7 @@ def _environment(target: Target) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={target.count}"}
 
 
-def _devices(target: Target) -> Sequence[jax.Device]:
+def _devices(target: Target) -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     if target.chip.platform != "tpu":
         return jax.devices()
     from jax.experimental import topologies
@@ -151,15 +151,15 @@ def _row(phase: Phase, once: Phase, target: Target) -> Row:
     work = read_work(text, target.count, phase.trips)
     # What data ends counts once in the trace, and next to all of it is in the loop.
     flops, useful = (count_flops(each.count[0], *each.count[1]) * phase.trips / target.count for each in (phase, once))
-    own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
     share = target.count if chip.platform == "cpu" else 1
     return Row(
         phase=phase.name,
         times=phase.times,
-        argument=memory.argument_size_in_bytes,
-        temporary=memory.temp_size_in_bytes,
+        argument=memory.argument_size_in_bytes,  # pyright: ignore[reportOptionalMemberAccess]
+        temporary=memory.temp_size_in_bytes,  # pyright: ignore[reportOptionalMemberAccess]
         resident=phase.resident,
-        peak=own + memory.temp_size_in_bytes + phase.resident,
+        peak=own + memory.temp_size_in_bytes + phase.resident,  # pyright: ignore[reportOptionalMemberAccess]
         capacity=chip.memory // share,
         flops=flops,
         useful_flops=useful,

@@ -157,7 +157,7 @@ def roll_out(
     made = []
     for part, part_key in enumerate(jax.random.split(key, parts)):
         with clock("encode"):
-            shown = put_videos([x[part::parts] for x in (batch.frames_PFYXC, *disorder)], mesh)
+            shown = put_videos([x[part::parts] for x in (batch.frames_PFYXC, *disorder)], mesh)  # pyright: ignore[reportOptionalSubscript]
             visual_PLD = jax.block_until_ready(encode(graph, state, *shown))
         with clock("rollout"):
             ids_QS, mask_QS = put_videos([np.repeat(x[part::parts], copies, axis=0) for x in (ids_PS, mask_PS)], mesh)
@@ -213,10 +213,10 @@ def _ratings(readings_PG: list[list[Reading]]) -> Ratings:
     parsed_PG = [[reading.parsed for reading in readings_G] for readings_G in readings_PG]
     scores_PG = [[p.score if isinstance(p, Answer) else 0.0 for p in parsed_G] for parsed_G in parsed_PG]
     return Ratings(
-        scores_PG=np.array(scores_PG, np.float32),
-        valid_PG=np.array([[isinstance(p, Answer) for p in parsed_G] for parsed_G in parsed_PG]),
-        decimals_PG=np.array([[reading.decimals for reading in readings_G] for readings_G in readings_PG], np.int32),
-        formatted_PG=np.array([[reading.formatted for reading in readings_G] for readings_G in readings_PG]),
+        scores_PG=np.array(scores_PG, np.float32),  # pyright: ignore[ALL]
+        valid_PG=np.array([[isinstance(p, Answer) for p in parsed_G] for parsed_G in parsed_PG]),  # pyright: ignore[ALL]
+        decimals_PG=np.array([[reading.decimals for reading in readings_G] for readings_G in readings_PG], np.int32),  # pyright: ignore[ALL]
+        formatted_PG=np.array([[reading.formatted for reading in readings_G] for readings_G in readings_PG]),  # pyright: ignore[ALL]
     )
 
 

@@ -148,7 +148,7 @@ class MeshConfig:
     tensor: int = 1
 
 
-def make_mesh(config: MeshConfig, devices: int | Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: int | Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
     """The mesh of all devices there are, of the first so many, or of these.
 
     Raises: InputError where they do not make up such a mesh.

@@ -22,7 +22,8 @@ from vqathinker_jax.records import HIGHEST, LOWEST, Clip
 
 NOTE = "an extension: the paper rates whole videos, not windows"
 WORST = 3
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 320, 40, 12, 28, 34
+STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 320, 40, 24, 28, 34
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ def draw(moments: Sequence[Moment]) -> Image.Image:
     for score in range(int(LOWEST), int(HIGHEST) + 1):
         pen.line((LEFT, y(score), WIDTH - RIGHT, y(score)), fill="#dddddd")
         pen.text((LEFT - 16, y(score) - 6), str(score), fill="#555555")
-    for tick in range(11):
-        pen.text((x(end_s * tick / 10) - 10, HEIGHT - BOTTOM + 6), f"{end_s * tick / 10:.4g}", fill="#555555")
+    step_s = next((step_s for step_s in STEPS_S if end_s / step_s <= 12), end_s)
+    for tick in range(int(end_s / step_s) + 1):
+        pen.text((x(tick * step_s) - 6, HEIGHT - BOTTOM + 6), f"{tick * step_s:g}", fill="#555555")
     pen.text((LEFT, 8), f"rating of each window over time in seconds ({NOTE}); shaded: the worst", fill="#555555")
     for before, after in pairwise(moments):
         if before.score is not None and after.score is not None:

@@ -23,7 +23,7 @@ from PIL import Image
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.video import read_clip
 from vqathinker_jax.data.workers import READ_AHEAD, start_worker
-from vqathinker_jax.records import Clip, VideoError
+from vqathinker_jax.records import Clip, InputError, VideoError
 
 PATIENCE_S = 0.005
 SHEET_COLUMNS, SHEET_SIDE = 6, 128
@@ -107,6 +107,10 @@ def look(place: int, video: Path, view: View) -> Seen:
         clip = read_clip(video, view.frames, view.decoder)
     except VideoError as fault:
         return Seen(place, content, fault=str(fault))
+    except InputError:
+        raise
+    except Exception as error:  # of one file, which must not end a run over thousands
+        return Seen(place, content, fault=f"{video}: {type(error).__name__} in reading it ({error}); export it again")
     clip = replace(clip, frames_FYXC=resize(clip.frames_FYXC, view.size))
     return Seen(place, content, clip, contact_sheet(clip.frames_FYXC))
 

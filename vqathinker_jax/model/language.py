@@ -120,8 +120,9 @@ class LanguageModel(nnx.Module):
         K, H, R = self.config.kv_heads, self.config.head, self.config.layers
         if isinstance(self.layers, nnx.List):
             return tuple((jnp.zeros((P, K, G, C, H), dtype), jnp.zeros((P, K, G, C, H), dtype)) for _ in range(R))
-        zeros_RPKGCH = jnp.zeros((R, P, K, G, C, H), dtype)
-        return self._cached(zeros_RPKGCH, None), self._cached(zeros_RPKGCH, None)
+        shape = R, P, K, G, C, H
+        # Two arrays: outside jit, one could not be given away twice.
+        return self._cached(jnp.zeros(shape, dtype), None), self._cached(jnp.zeros(shape, dtype), None)
 
     def _cached(self, x: jax.Array, *more: None) -> jax.Array:
         """Keys or values [..., P, K, *more, C, H], told where a cache lies."""

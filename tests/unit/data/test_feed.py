@@ -67,6 +67,15 @@ def test_a_file_that_kills_its_decoder_is_one_fault(videos: list[Path], monkeypa
     assert "2.mp4: ends the process that decodes it" in str(found[2].fault)
 
 
+def test_an_error_that_nobody_foresaw_is_a_fault_of_its_file(videos: list[Path], monkeypatch: pytest.MonkeyPatch):
+    def fail(*_arguments: object) -> None:
+        raise ZeroDivisionError("by a frame rate of 0")
+
+    monkeypatch.setattr(module, "read_clip", fail)
+    found = seen_by(videos[:2], 0)
+    assert all("ZeroDivisionError in reading it (by a frame rate of 0)" in str(seen.fault) for seen in found)
+
+
 def test_a_sheet_holds_the_frames_in_rows():
     shades_FYXC = np.repeat(np.arange(8, dtype=np.uint8) * 30, 56 * 56 * 3).reshape(8, 56, 56, 3)
     sheet = Image.open(io.BytesIO(contact_sheet(shades_FYXC, side=16)))

@@ -29,12 +29,12 @@ def _of_equation(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape  # pyright: ignore[ALL]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)  # pyright: ignore[ALL]
+        shape = equation.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)  # pyright: ignore[reportAttributeAccessIssue]
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape  # pyright: ignore[ALL]
+        kernel = equation.invars[1].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
         outs = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outs  # pyright: ignore[ALL]
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outs  # pyright: ignore[reportAttributeAccessIssue]
     inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
     if name == "cond":
         return max(inner, default=0)

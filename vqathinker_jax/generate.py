@@ -78,10 +78,10 @@ def encode(
     With an order (int) and blanks (bool) of the frames, [2 P, L, D]: each video, then its copy out of order.
     """
     model = nnx.merge(graph, state)
-    visual_PLD = model.encode(frames_PFYXC)  # pyright: ignore[ALL]
+    visual_PLD = model.encode(frames_PFYXC)  # pyright: ignore[reportArgumentType]
     if order_PF is None or blank_PF is None:
         return visual_PLD
-    moved_PLD = model.encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)  # pyright: ignore[ALL]
+    moved_PLD = model.encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)  # pyright: ignore[reportArgumentType]
     # Side by side, so that each device goes on with the copies of its own videos.
     return jnp.stack([visual_PLD, moved_PLD], axis=1).reshape(-1, *visual_PLD.shape[1:])
 

@@ -104,7 +104,7 @@ def srcc(x_B: np.ndarray, y_B: np.ndarray) -> float:
 
 def krcc(x_B: np.ndarray, y_B: np.ndarray) -> float:
     """Kendall's tau-b."""
-    return float(stats.kendalltau(x_B, y_B, method="asymptotic").statistic)  # pyright: ignore[ALL]
+    return float(stats.kendalltau(x_B, y_B, method="asymptotic").statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def plcc(x_B: np.ndarray, y_B: np.ndarray) -> float:

@@ -98,7 +98,7 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     )
 
     keys = here((B, K, S, H), arithmetic, "rows", "kv_heads", None, None, stacked=R)
-    prompt = PromptCache((keys, keys), mask, here((B,), jnp.int32, "rows"))  # pyright: ignore[ALL]
+    prompt = PromptCache((keys, keys), mask, here((B,), jnp.int32, "rows"))  # pyright: ignore[reportArgumentType]
     ending = {"sampling": rolling.sampling(()), "stop_id": 0, "pad_id": 0}
     logits = here((B, model.language.vocabulary), jnp.float32, "rows", None)
     draws = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (B, G)))

@@ -48,7 +48,7 @@ def write(
         "labelled": any(result.agreement is not None for result in results),
         "columns": SHEET_COLUMNS,
         "other": other_name if other else None,
-        "tables": [table._asdict() for table in tables(summary, other and summarise(other, {}), other_name)],  # pyright: ignore[ALL]
+        "tables": [table._asdict() for table in tables(summary, other and summarise(other, {}), other_name)],  # pyright: ignore[reportArgumentType]
         "sets": [_set(result, others.get(result.name)) for result in results],
         "rows": rows,
     }
@@ -107,7 +107,7 @@ def _row(
 ) -> dict[str, Any]:
     row, mos = entry.row or {}, entry.item.mos
     score = row.get("score")
-    residual = None if None in (fit, score, mos) else float(fit(np.array([score]))[0]) - mos  # pyright: ignore[ALL, reportOptionalCall]
+    residual = None if None in (fit, score, mos) else float(fit(np.array([score]))[0]) - mos  # pyright: ignore[reportOperatorIssue, reportOptionalCall]
     theirs = (other.row if other else None) or {}
     choice = entry.item.choice
     return {

@@ -213,10 +213,10 @@ def _ratings(readings_PG: list[list[Reading]]) -> Ratings:
     parsed_PG = [[reading.parsed for reading in readings_G] for readings_G in readings_PG]
     scores_PG = [[p.score if isinstance(p, Answer) else 0.0 for p in parsed_G] for parsed_G in parsed_PG]
     return Ratings(
-        scores_PG=np.array(scores_PG, np.float32),  # pyright: ignore[ALL]
-        valid_PG=np.array([[isinstance(p, Answer) for p in parsed_G] for parsed_G in parsed_PG]),  # pyright: ignore[ALL]
-        decimals_PG=np.array([[reading.decimals for reading in readings_G] for readings_G in readings_PG], np.int32),  # pyright: ignore[ALL]
-        formatted_PG=np.array([[reading.formatted for reading in readings_G] for readings_G in readings_PG]),  # pyright: ignore[ALL]
+        scores_PG=np.array(scores_PG, np.float32),  # pyright: ignore[reportArgumentType]
+        valid_PG=np.array([[isinstance(p, Answer) for p in parsed_G] for parsed_G in parsed_PG]),  # pyright: ignore[reportArgumentType]
+        decimals_PG=np.array([[reading.decimals for reading in readings_G] for readings_G in readings_PG], np.int32),  # pyright: ignore[reportArgumentType]
+        formatted_PG=np.array([[reading.formatted for reading in readings_G] for readings_G in readings_PG]),  # pyright: ignore[reportArgumentType]
     )
 
 

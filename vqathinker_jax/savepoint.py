@@ -104,7 +104,7 @@ class Savepoints:
                 f"{path}: does not fit this run's model or cannot be read ({fault}): remove it to go on from the one "
                 "before, or name another folder"
             ) from error
-        return jax.tree.unflatten(jax.tree.structure(like), [found.arrays[name] for name in named]), found.place  # pyright: ignore[ALL]
+        return jax.tree.unflatten(jax.tree.structure(like), [found.arrays[name] for name in named]), found.place  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:

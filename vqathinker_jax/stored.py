@@ -130,7 +130,7 @@ class Writer:
         place = self._places[name]
         if array.dtype != DTYPES[place.dtype]:
             raise TypeError(f"{name}: {array.dtype} given, {place.dtype} announced")
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # pyright: ignore[ALL]
+        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
         file = self._files[place.file]
         file.seek(place.offset + self._written[name])
         self._written[name] += len(data)

@@ -213,7 +213,7 @@ def train(
                 savepoints.save(step, Savepoint(_kept(policy, config), {"data": place}))
                 savepoints.wait()
                 raise NotFiniteError(_not_finite(step, metrics, batch, savepoints.directory))
-            metrics |= {"learning_rate": float(falling(step * config.iterations)), "unreadable": len(batch.unreadable)}  # pyright: ignore[ALL]
+            metrics |= {"learning_rate": float(falling(step * config.iterations)), "unreadable": len(batch.unreadable)}  # pyright: ignore[reportArgumentType]
             metrics |= {f"seconds_{phase}": seconds for phase, seconds in clock.seconds.items()}
             journal.write(step, metrics)
             journal.write_unreadable(step, batch.unreadable)
@@ -305,7 +305,7 @@ def divide(
     """Say how a model, which may be without its numbers, is to compute, and split it into what moves and what stays."""
     model.arithmetic = arithmetic
     model.lay_out(layout)
-    return nnx.split(model, _trainable(config), ...)  # pyright: ignore[ALL]
+    return nnx.split(model, _trainable(config), ...)  # pyright: ignore[reportReturnType]
 
 
 def memory_places(tx: optax.GradientTransformation, moving: nnx.State, mesh: Mesh) -> Any:

@@ -33,4 +33,4 @@ def compressed(frames_FYXC: np.ndarray, crf: float) -> np.ndarray:
     file.seek(0)
     with av.open(file) as container:
         container.streams.video[0].codec_context.thread_count = 1
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])  # pyright: ignore[ALL]
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])  # pyright: ignore[reportAttributeAccessIssue]

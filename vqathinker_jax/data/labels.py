@@ -104,7 +104,7 @@ def read_choices(questions: Path, folder: Path | None = None) -> tuple[VideoSet,
         video = name and report.attempt(where, inside, root, name)
         choice = entry and report.attempt(where, _choice, entry)
         if name and video and choice:
-            items.append(Item(f"{name}#{number}", video, choice=choice))  # pyright: ignore[ALL]
+            items.append(Item(f"{name}#{number}", video, choice=choice))  # pyright: ignore[reportArgumentType]
     report.close()
     return (VideoSet(questions.stem, tuple(items)),)
 
@@ -204,8 +204,8 @@ def _choice(entry: dict[str, Any]) -> Choice:
     if not fits or not all(isinstance(option, str) and option.strip() for option in options):  # pyright: ignore[reportOptionalIterable]
         raise InputError('"options" is no list of 2 to 26 texts, nor an object of them by letter: write ["Yes", "No"]')
     answer = _text(entry, "answer")
-    names = [*LETTERS[: len(options)]]  # pyright: ignore[ALL]
+    names = [*LETTERS[: len(options)]]  # pyright: ignore[reportArgumentType]
     if options.count(answer) != 1 and answer.rstrip(".") not in names:  # pyright: ignore[reportOptionalMemberAccess]
         raise InputError(f'"answer" is {answer!r:.80}: give the letter or the text of one of the options')
-    right = options.index(answer) if answer in options else names.index(answer.rstrip("."))  # pyright: ignore[ALL, reportOptionalMemberAccess]
-    return Choice(_text(entry, "question"), tuple(options), right, str(entry.get("category") or "all"))  # pyright: ignore[ALL]
+    right = options.index(answer) if answer in options else names.index(answer.rstrip("."))  # pyright: ignore[reportOperatorIssue, reportOptionalMemberAccess]
+    return Choice(_text(entry, "question"), tuple(options), right, str(entry.get("category") or "all"))  # pyright: ignore[reportArgumentType]

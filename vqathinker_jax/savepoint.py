@@ -34,7 +34,8 @@ class Savepoints:
         """keep: how many stay."""
         self.directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {"arrays": ocp.StandardCheckpointHandler(), "place": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Savepoints":
         return self
@@ -93,18 +94,28 @@ class Savepoints:
         Raises: CheckpointError where it holds other arrays.
         """
         path = self.directory / str(step)
-        named = _named(like)
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), named)
+        wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in _named(like).items()}
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted), place=ocp.args.JsonRestore())
         try:
+            # Held against what is there first: a restore that fails half-way leaves futures that complain later.
+            _fit(self._manager.item_metadata(step)["arrays"].tree, wanted)
             found = self._manager.restore(step, args=args)
-        except Exception as error:  # orbax raises bare ones where shapes differ or files are missing
+        except Exception as error:  # orbax raises bare ones where files are missing or damaged
             fault = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"{path}: does not fit this run's model or cannot be read ({fault}): remove it to go on from the one "
                 "before, or name another folder"
             ) from error
-        return jax.tree.unflatten(jax.tree.structure(like), [found.arrays[name] for name in named]), found.place  # pyright: ignore[reportAttributeAccessIssue]
+        return jax.tree.unflatten(jax.tree.structure(like), [found["arrays"][name] for name in wanted]), found["place"]
+
+
+def _fit(found: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises: ValueError where a savepoint's arrays have other names or shapes than those wanted."""
+    for name in sorted(found.keys() ^ wanted.keys()):
+        raise ValueError(f"{name} is {'not in this run' if name in found else 'not in the savepoint'}")
+    for name, array in wanted.items():
+        if tuple(found[name].shape) != array.shape:
+            raise ValueError(f"{name} is {list(found[name].shape)} and should be {list(array.shape)}")
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:

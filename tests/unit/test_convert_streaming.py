@@ -1,6 +1,5 @@
 """Conversion needs little memory, and what is killed halfway is no checkpoint; restoring reads each device's part."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from convert.export import export_checkpoint
 from convert.load import open_model
 from convert.native import convert_checkpoint
 from tests.checkpoints import draw, settings, shapes, write
+from tests.devices import run_on_devices
 from tests.unit.test_convert_export import MOVING, published
 from vqathinker_jax.checkpoint import is_native, restore
 from vqathinker_jax.records import CheckpointError
@@ -121,10 +121,8 @@ print("equal")
 def test_each_device_reads_its_part(tmp_path: Path):
     published(tmp_path / "source", MOVING)
     convert_checkpoint(tmp_path / "source", tmp_path / "native")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    run = [sys.executable, "-c", SPREAD, str(tmp_path / "native")]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+    done = run_on_devices(4, "-c", SPREAD, str(tmp_path / "native"))
+    assert done.stdout.strip() == "equal"
 
 
 def test_the_model_does_not_hang_on_its_files(tmp_path: Path):

@@ -1,9 +1,6 @@
 """Bytes and collectives out of a compiled module's text, loops counted in full."""
 
-import os
-import subprocess
-import sys
-
+from tests.devices import run_on_devices
 from vqathinker_jax.hlo import Sent, largest_arrays, read_work, type_bytes
 
 # A loop of 8 whose body gathers a matrix over 4 of 8 devices and sums over all, as a TPU's compiler writes it.
@@ -72,11 +69,7 @@ print(work.collectives["all-gather"].count, work.collectives["all-gather"].moved
 
 
 def test_this_machines_compiler_is_understood():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    made = subprocess.run(
-        [sys.executable, "-c", SCANNED], env=os.environ | flags, capture_output=True, text=True, check=False
-    )
-    count, moved, traffic = map(int, made.stdout.split())
+    count, moved, traffic = map(int, run_on_devices(4, "-c", SCANNED).stdout.split())
     assert (count, moved) == (6, 6 * 64 * 64 * 4)
     # At least every weight once and the activations of each layer, read and written.
     assert traffic >= 6 * (64 * 64 + 2 * 128 * 64) * 4

@@ -1,29 +1,19 @@
 """Every mesh of 8 devices trains and scores as one device does, and its program gathers no more than it must."""
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.devices import run_on_devices
 from tests.meshes import MODEL, SHAPES, C, G, P
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    """Results by mesh, those of one device first; unoptimised code, for what takes time here is compiling it."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    made = subprocess.run(
-        [sys.executable, "-m", "tests.meshes"],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr[-2000:]
+    """Results by mesh, those of one device first."""
+    made = run_on_devices(8, "-m", "tests.meshes", optimise=False)
     # What the compiler says where it cannot go from one placement to another but by gathering everything.
     assert "full rematerialization" not in made.stderr
     return [json.loads(line) for line in made.stdout.splitlines()]

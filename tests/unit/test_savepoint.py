@@ -44,12 +44,20 @@ def test_what_is_there_already_stays(tmp_path: Path):
         assert savepoints.latest() == 1
 
 
-def test_arrays_of_another_model_are_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("weights", "fault"),
+    [
+        ({"z": jnp.ones(7), "a": jnp.ones(2)}, r"weights.z is \[6\] and should be \[7\]"),
+        ({"z": jnp.ones(6)}, "weights.a is not in this run"),
+        ({"z": jnp.ones(6), "a": jnp.ones(2), "b": jnp.ones(2)}, "weights.b is not in the savepoint"),
+    ],
+)
+def test_arrays_of_another_model_are_refused(tmp_path: Path, weights: dict, fault: str):
     with Savepoints(tmp_path, keep=1) as savepoints:
         savepoints.save(1, Savepoint(tree(1), {}))
         savepoints.wait()
-        with pytest.raises(CheckpointError, match="does not fit this run's model"):
-            savepoints.restore(1, {"weights": {"z": jnp.ones(7), "a": jnp.ones(2)}, "count": jnp.int32(0)})
+        with pytest.raises(CheckpointError, match=f"does not fit this run's model.*{fault}"):
+            savepoints.restore(1, {"weights": weights, "count": jnp.int32(0)})
 
 
 FULL = """

@@ -1,9 +1,6 @@
 """The placement table: every parameter has a place, and a model spread over devices computes what one device does."""
 
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +8,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
+from tests.devices import run_on_devices
 from tests.models import MOVING, tiny_model
 from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.model.config import ModelConfig
@@ -92,6 +90,4 @@ print("equal")
 
 
 def test_four_devices_write_what_one_does_inside_a_mesh_context_and_outside():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run([sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+    assert run_on_devices(4, "-c", SPREAD).stdout.strip() == "equal"

@@ -1,9 +1,6 @@
 """One update: what moves it and what does not, how much work it is, and that it needs no array of every logit."""
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.devices import run_on_devices
 from tests.models import CONTEXT, MOVING, PAD, PLAIN, STOP, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.data.prompt import pad_left
@@ -201,16 +199,7 @@ for devices, config in (1, {}), (2, {"fsdp": 2}), (4, {"data": 2, "fsdp": 1, "te
 
 
 def test_the_number_of_devices_changes_nothing_but_rounding():
-    # Unoptimised code, for what takes time here is compiling it for each mesh.
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    made = subprocess.run(
-        [sys.executable, "-c", DEVICES],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr[-2000:]
+    made = run_on_devices(4, "-c", DEVICES, optimise=False)
     alone, *spread = (np.array(line.split(), np.float64) for line in made.stdout.splitlines())
     assert len(spread) == 2
     for others in spread:

@@ -422,6 +422,57 @@ def synthesize(
     return 0
 
 
+def crosscheck(
+    checkpoint: Path,
+    video: Path = DEMO / "clips" / "pristine.mp4",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    reference: Literal["transformers", "remote-code"] = "transformers",
+    gradients: bool = False,
+    save: Path | None = None,
+    against: Path | None = None,
+    output: Path = Path("crosscheck"),
+    weights: Literal["auto", "memory", "disk"] = "auto",
+    slowfast: Path | None = None,
+    frames: int = 6,
+    image_size: int = 560,
+    tokens: int = 32,
+) -> int:
+    """Hold this model against PyTorch's, stage by stage, on the same weights and video; exit status 1: they differ.
+
+      python run.py crosscheck --checkpoint VQAThinker-8B
+      python run.py crosscheck --checkpoint VQAThinker-8B --save half       (where PyTorch is)
+      python run.py crosscheck --checkpoint VQAThinker-8B --against half    (where the accelerator is)
+
+    Args:
+        checkpoint: Folder from Hugging Face, in chat or Transformers' format.
+        video: What both look at.
+        dtype: Of weights and activations on both sides.
+        reference: remote-code runs the Python files in the checkpoint's folder: only for folders you trust.
+        gradients: Compare the gradient of a GRPO loss by every weight too.
+        save: Record the reference's half in this folder, and stop.
+        against: Take the reference's half from this folder; PyTorch is not needed.
+        output: Folder for crosscheck.json and crosscheck.png.
+        weights: disk reads each layer when it runs; auto does so where memory is short.
+        slowfast: SlowFast weights, for a checkpoint that has a motion branch but not these.
+        frames: Frames taken from the video.
+        image_size: Side, in pixels, of the square each frame is resized to.
+        tokens: How many tokens of the answer are compared.
+    """
+    from convert.crosscheck import Halves, make_task
+    from convert.crosscheck import crosscheck as check
+
+    halves = Halves(save, against, weights, reference, slowfast)
+    inputs = {"frames": frames, "image_size": image_size, "tokens": tokens, "dtype": dtype, "gradients": gradients}
+    agree = check(
+        checkpoint,
+        halves,
+        lambda: make_task(checkpoint, video, **inputs, slowfast=slowfast),
+        output,
+        console.print_lines,
+    )
+    return int(not agree)
+
+
 def doctor(checkpoint: Path | None = None, slowfast: Path | None = None) -> int:
     """Check this installation: versions, devices, decoders, and a bundled clip scored against its recorded result.
 
@@ -532,6 +583,7 @@ def main() -> int:
         "synthesize": synthesize,
         "convert": convert,
         "export": export,
+        "crosscheck": crosscheck,
         "doctor": doctor,
     }
     try:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ from vqathinker_jax.stored import (
     read_checksums,
     write_checksums,
 )
+
+M = TypeVar("M", bound=nnx.Module)
 
 FORMAT = 2
 MANIFEST = "vqathinker.json"
@@ -221,13 +223,20 @@ class _SameKey:
         return jax.random.key(0)
 
 
-def arrays(model: VLM) -> dict[str, jax.Array]:
-    """A model's parameters by their dotted path, `language.layers.query.kernel`, frozen ones included."""
+def arrays(model: nnx.Module) -> dict[str, jax.Array]:
+    """A module's parameters by their dotted path, `language.layers.query.kernel`, frozen ones included."""
     return _values(nnx.state(model))
 
 
 def fill(abstract: VLM, values: Iterable[tuple[str, Any]]) -> VLM:
-    """The model whose parameters are `values`, by their dotted path, laid out for one device.
+    """The model whose parameters are `values`, as `fill_part` makes it, laid out for one device."""
+    model = fill_part(abstract, values)
+    model.lay_out(Layout(one_by_one=jax.default_backend() == "cpu"))
+    return model
+
+
+def fill_part(abstract: M, values: Iterable[tuple[str, Any]]) -> M:
+    """The module whose parameters are `values`, by their dotted path.
 
     Each is put on the default device as it comes, so that no second copy of the model stays behind; one that is on a
     device already stays there.
@@ -238,9 +247,7 @@ def fill(abstract: VLM, values: Iterable[tuple[str, Any]]) -> VLM:
     for name, value in values:
         path, variable = variables[name]
         filled.append((path, variable.replace(jnp.asarray(value))))
-    model = nnx.merge(graph, nnx.from_flat_state(filled))
-    model.lay_out(Layout(one_by_one=jax.default_backend() == "cpu"))
-    return model
+    return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
 def _values(state: nnx.State) -> dict[str, Any]:

@@ -1,0 +1,326 @@
+"""The cross-check agrees with PyTorch on a sound model, and names the stage of every fault that is planted in ours."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import convert.stages
+import run
+from convert.comparison import BOUNDS, Bounds, compare, compare_all, compare_tokens, first_out, judge
+from convert.crosscheck import Halves, crosscheck, make_task
+from convert.recording import Recording, Task
+from convert.stages import open_ours
+from tests import clips
+from tests.checkpoints import Format, Tower, draw, settings, shapes, write
+from vqathinker_jax.model import motion, vision
+from vqathinker_jax.model.layers import Frozen
+from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.records import InputError
+
+SMALL = {"frames": 4, "image_size": 84, "tokens": 6, "slowfast": None}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    clips.write(path, 8)
+    return path
+
+
+def published(folder: Path, kind: Format = "chat", tower: Tower = "300M", *, motion: bool = True) -> Path:
+    config = settings(kind, tower)
+    if kind == "transformers":
+        config["image_token_id"] = 425
+    return write(folder, config, draw(shapes(config, motion=motion)), shards=2)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("crosscheck") / "source")
+
+
+@pytest.fixture(scope="module")
+def half(source: Path, clip: Path) -> Path:
+    """The reference's half, recorded once."""
+    folder = source.with_name("half")
+
+    def make() -> Task:
+        return make_task(source, clip, **SMALL, dtype="float32", gradients=False)
+
+    assert crosscheck(source, Halves(save=folder), make, folder, lambda text: None)
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: Path):
+    """Run `crosscheck` as a user does; returns its exit status."""
+
+    def call(checkpoint: Path, *more: object) -> int:
+        sizes = ["--frames", 4, "--image-size", 84, "--tokens", 6, "--output", tmp_path / "report"]
+        words = ["run.py", "crosscheck", "--checkpoint", checkpoint, "--video", clip, *sizes, *more]
+        monkeypatch.setattr("sys.argv", list(map(str, words)))
+        try:
+            return run.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+
+    return call
+
+
+@pytest.mark.parametrize("weights", ["memory", "disk"])
+@pytest.mark.parametrize(("kind", "tower", "motion"), [("chat", "300M", True), ("transformers", "6B", False)])
+def test_a_sound_model_agrees_with_pytorch_at_every_stage(
+    command, tmp_path: Path, capsys, kind: Format, tower: Tower, motion: bool, weights: str
+):
+    assert command(published(tmp_path / "source", kind, tower, motion=motion), "--weights", weights) == 0
+    printed = capsys.readouterr().out
+    assert "stages agree in float32" in printed
+    report = json.loads((tmp_path / "report" / "crosscheck.json").read_text())
+    stages = [row["stage"] for row in report["stages"]]
+    assert report["agree"]
+    assert [stage for stage in stages if "quiet" not in stage and "motion" not in stage] == [
+        "patch embedding",
+        *[f"vision layer {i}" for i in range(2)],
+        "projector",
+        "prompt embedding",
+        *[f"decoder layer {i}" for i in range(3)],
+        "final norm",
+        "logits",
+        "greedy tokens",
+    ]
+    assert sum("motion" in stage for stage in stages) == (5 * 2 + 3 if motion else 0)
+    assert all(0 < row["cosine"] < 1 + 1e-6 and row["within"] for row in report["stages"])
+    assert all(stage in printed for stage in stages)
+    with Image.open(tmp_path / "report" / "crosscheck.png") as picture:
+        assert picture.size[0] > 1000
+        assert len(picture.getcolors(1 << 20)) > 3
+
+
+def test_gradients_agree_with_pytorch(command, source: Path, tmp_path: Path, capsys):
+    assert command(source, "--gradients") == 0, capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "crosscheck.json").read_text())
+    names = [row["stage"].removeprefix("gradient ") for row in report["stages"] if row["stage"].startswith("gradient")]
+    assert names[0] == "lm_head.weight"
+    assert "motion_mlp.0.weight" in names
+    assert names.index("model.language_model.layers.2.mlp.up_proj.weight") < names.index(
+        "model.language_model.layers.0.mlp.up_proj.weight"
+    )
+    assert len(names) == 91
+
+
+def test_bfloat16_has_a_tolerance_of_its_own(command, source: Path, capsys):
+    status, printed = command(source, "--dtype", "bfloat16"), capsys.readouterr().out
+    assert status == 0, printed
+    assert "stages agree in bfloat16" in printed
+
+
+# Faults
+
+
+def transposed(model: VLM) -> None:
+    kernel = model.language.layers.out.kernel
+    layer = kernel[...][1]
+    kernel.set_value(kernel[...].at[1].set(layer.reshape(32, 32).T.reshape(layer.shape)))
+
+
+def swapped(model: VLM) -> None:
+    kernel = model.vision.layers.qkv.kernel
+    kernel.set_value(kernel[...].at[1].set(kernel[...][1][:, jnp.array([1, 0, 2])]))
+
+
+def epsilon(norm: str) -> Callable[[VLM], None]:
+    def plant(model: VLM) -> None:
+        part: Any = model
+        for name in norm.split("."):
+            part = getattr(part, name)
+        part.epsilon = {1e-6: 1e-5, 1e-5: 1e-6}[part.epsilon]
+
+    return plant
+
+
+def theta(model: VLM) -> None:
+    model.language.config = replace(model.language.config, rope_theta=1e4)
+
+
+def half_cubic(monkeypatch: pytest.MonkeyPatch) -> None:
+    def matrix(old: int, new: int) -> np.ndarray:
+        d = np.abs((np.arange(new)[:, None] + 0.5) * old / new - 0.5 - np.arange(-2, old + 2))
+        a = -0.5
+        near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+        wide = np.where(d <= 1, near, np.where(d < 2, far, 0))
+        wide[:, 2] += wide[:, :2].sum(1)
+        wide[:, -3] += wide[:, -2:].sum(1)
+        return wide[:, 2:-2].astype(np.float32)
+
+    monkeypatch.setattr(vision, "_bicubic", matrix)
+
+
+def tanh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision, "gelu", lambda x: jax.nn.gelu(x, approximate=True))
+
+
+def training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    def statistics(self: motion.ConvNorm) -> tuple:
+        return self.scale, self.bias, Frozen(self.mean[...] + 0.1), Frozen(self.variance[...] * 1.1)
+
+    monkeypatch.setattr(motion.ConvNorm, "_statistics", statistics)
+
+
+def motion_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = VLM.encode
+    monkeypatch.setattr(VLM, "encode", lambda *arguments: jnp.roll(encode(*arguments), 1, axis=1))
+
+
+FAULTS: dict[str, tuple[Callable[[VLM], None] | Callable[[pytest.MonkeyPatch], None], str]] = {
+    "a transposed weight": (transposed, "decoder layer 1"),
+    "query and key swapped": (swapped, "vision layer 1"),
+    "epsilon of vision": (epsilon("vision.layers.norm1"), "vision layer 0, quiet"),
+    "epsilon of the projector": (epsilon("projector.norm"), "projector, quiet"),
+    "epsilon of the motion projector": (epsilon("motion_projector.norm"), "motion token"),
+    "epsilon of a decoder layer": (epsilon("language.layers.input_norm"), "decoder layer 0"),
+    "epsilon of the final norm": (epsilon("language.norm"), "final norm, quiet"),
+    "theta": (theta, "decoder layer 0"),
+    "a of the cubic": (half_cubic, "patch embedding"),
+    "GELU by tanh": (tanh, "vision layer 0"),
+    "BatchNorm in training mode": (training_mode, "motion stage 0 slow"),
+    "motion token first": (motion_first, "prompt embedding"),
+}
+
+
+def never() -> Task:
+    raise AssertionError("the task is in the recording")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named_first(
+    source: Path, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+):
+    plant, stage = FAULTS[fault]
+    if plant in (half_cubic, tanh, training_mode, motion_first):
+        plant(monkeypatch)
+    else:
+
+        def with_fault(*arguments: Any, **options: Any) -> VLM:
+            model = open_ours(*arguments, **options)
+            plant(model)
+            return model
+
+        monkeypatch.setattr(convert.stages, "open_ours", with_fault)
+    jax.clear_caches()  # what was compiled before knows nothing of the fault
+    lines: list[str] = []
+    assert not crosscheck(source, Halves(against=half), never, tmp_path, lines.append)
+    assert lines[-1].startswith(f"{stage} is the first of "), "\n".join(lines)
+    assert json.loads((tmp_path / "crosscheck.json").read_text())["first_out"] == stage
+
+
+# The halves
+
+
+def test_the_halves_meet_on_another_machine(command, source: Path, tmp_path: Path, monkeypatch, capsys):
+    assert command(source, "--save", tmp_path / "half") == 0
+    assert "bring it along with --against" in capsys.readouterr().out
+    shutil.copytree(source, tmp_path / "copy")
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    assert command(tmp_path / "copy", "--against", tmp_path / "half") == 0
+    assert command(tmp_path / "copy") == 2
+    assert "error: crosscheck needs PyTorch for the reference" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--against", "{empty}"], "empty: no recording ("),
+        (["--save", "{half}"], "half: is not empty; name a new folder"),
+        (["--save", "a", "--against", "b"], "--save makes what --against reads"),
+        (["--weights", "disk", "--gradients"], "gradients take all weights into memory"),
+        (["--reference", "remote-code"], "has no code of its own"),
+        (["--image-size", "50"], "not a multiple of 28"),
+    ],
+)
+def test_what_cannot_be_checked_is_said_in_a_line(command, source, half, tmp_path, capsys, arguments, found):
+    (tmp_path / "empty").mkdir()
+    assert command(source, *(each.format(empty=tmp_path / "empty", half=half) for each in arguments)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert found in line
+
+
+def test_a_recording_of_another_checkpoint_is_refused(command, half: Path, tmp_path: Path, capsys):
+    other = published(tmp_path / "other", tower="6B")
+    assert command(other, "--against", half) == 2
+    assert "was recorded with another checkpoint" in capsys.readouterr().err
+
+
+def test_code_in_the_folder_runs_only_when_asked_for_by_name(command, tmp_path: Path):
+    folder = published(tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    assert command(folder) == 0
+    assert not (tmp_path / "sprung").exists()
+
+
+# Numbers
+
+
+def test_what_is_not_a_number_is_out_of_tolerance():
+    theirs = np.ones(4, np.float32)
+    bounds = BOUNDS["float32", "stage"]
+    for wrong in (np.nan, np.inf):
+        one = np.array([1, 1, 1, wrong], np.float32)
+        assert judge(compare("logits", one, theirs), bounds, 1.0).within is False
+        assert judge(compare("logits", theirs, one), bounds, 1.0).within is False
+    assert judge(compare("logits", np.ones(5, np.float32), theirs), bounds, 1.0).within is False
+    for same in (theirs, np.zeros(4, np.float32)):
+        assert judge(compare("logits", same, same), bounds, 0.0).within
+
+
+def test_an_error_may_grow_but_not_leap_nor_ever_pass_the_limit():
+    bounds = Bounds(1e-5, 1e-3)
+    theirs = np.ones(100, np.float32)
+
+    def within(error: float, worst: float) -> bool | None:
+        return judge(compare("decoder layer 7", theirs * np.float32(1 + error), theirs), bounds, worst).within
+
+    assert within(0.9e-5, 0.0)
+    assert not within(2e-5, 0.0)
+    assert within(2e-5, 0.5e-5)
+    assert not within(2e-3, 0.9e-3)
+
+
+def test_greedy_tokens_are_judged_in_float32_and_told_in_bfloat16():
+    theirs = np.array([1, 2, 3], np.int32)
+    for ours in (np.array([1, 2, 4]), np.array([1, 2]), np.array([1, 2, 3, 4])):
+        assert compare_tokens(ours, theirs, "float32").within is False
+        assert compare_tokens(ours, theirs, "bfloat16").within is None
+    assert compare_tokens(theirs, theirs, "bfloat16").within
+
+
+def test_a_stage_that_only_one_side_has_is_out_of_tolerance(half: Path):
+    recording = Recording.open(half)
+    stages = {name: recording.read(name) for name in recording}
+    assert first_out(list(compare_all(stages.items(), recording))) is None
+    fewer = {name: array for name, array in stages.items() if name != "logits"}
+    first = first_out(list(compare_all(fewer.items(), recording)))
+    assert first
+    assert (first.stage, first.note) == ("logits", "ours has no such stage")
+    first = first_out(list(compare_all({**stages, "more": stages["logits"]}.items(), recording)))
+    assert first
+    assert (first.stage, first.note) == ("more", "the reference has no such stage")
+
+
+def test_a_recording_cut_off_is_none(half: Path, tmp_path: Path):
+    shutil.copytree(half, tmp_path / "half")
+    (tmp_path / "half" / "run.json").unlink()
+    with pytest.raises(InputError, match="no recording"):
+        Recording.open(tmp_path / "half")

@@ -19,11 +19,12 @@ from vqathinker_jax import console
 from vqathinker_jax.records import InputError, VideoError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from jax.typing import DTypeLike
 
     from vqathinker_jax.judge import Judge, Verdict
     from vqathinker_jax.model.vlm import VLM
-    from vqathinker_jax.train import TrainConfig
+    from vqathinker_jax.recipe import TrainConfig
 
 DEMO = Path(__file__).parent / "vqathinker_jax" / "assets"
 DEMO_NOTICE = (
@@ -296,7 +297,9 @@ def train(
 
 def _train(recipe: Path, overrides: list[str]) -> int:
     """The recipe's own command line: its values are the defaults."""
-    from vqathinker_jax.train import NotFiniteError, TrainConfig
+    from vqathinker_jax.processes import ALONE, Processes, is_first, join
+    from vqathinker_jax.recipe import TrainConfig
+    from vqathinker_jax.train import NotFiniteError
     from vqathinker_jax.train import train as run
 
     recorded = _recipe(recipe)
@@ -304,18 +307,21 @@ def _train(recipe: Path, overrides: list[str]) -> int:
     def command(
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = recorded,
         run_dir: Path = Path("runs") / recipe.stem,
+        processes: Processes = ALONE,
     ) -> int:
         from convert.load import open_config, open_model
 
         checkpoint, slowfast = Path(config.checkpoint), Path(config.slowfast) if config.slowfast else None
 
-        def start(dtype: "DTypeLike") -> "VLM":
-            return open_model(checkpoint, dtype=dtype, slowfast=slowfast, progress=True)
+        def start(dtype: "DTypeLike", mesh: "Mesh") -> "VLM":
+            return open_model(checkpoint, dtype=dtype, slowfast=slowfast, mesh=mesh, progress=is_first())
 
         _cache_compilations()
-        with console.training(str(run_dir)) as display:
+        join(processes)
+        with console.training(str(run_dir), shown=is_first()) as display:
             trained = run(config, run_dir, open_config(checkpoint, slowfast=slowfast), start, display)
-        print(f"wrote {trained}" if trained else f"stopped; {run_dir} holds all that the same command needs to go on")
+        if is_first():
+            print(f"wrote {trained}" if trained else f"stopped; {run_dir} holds what the same command needs to go on")
         return 0
 
     try:
@@ -376,7 +382,7 @@ def plan(
 
 def _recipe(path: Path) -> "TrainConfig":
     """The `config` that a Python file defines."""
-    from vqathinker_jax.train import TrainConfig
+    from vqathinker_jax.recipe import TrainConfig
 
     if not path.is_file():
         raise InputError(f"{path}: no such recipe; name a Python file such as configs/tiny_cpu.py")

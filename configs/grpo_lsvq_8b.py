@@ -7,8 +7,8 @@ rewards.
 """
 
 from vqathinker_jax.data.pipeline import DataConfig
+from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rollout import RolloutConfig
-from vqathinker_jax.train import TrainConfig
 
 config = TrainConfig(
     checkpoint="InternVL3-8B-motion",

@@ -13,9 +13,9 @@ from dataclasses import replace
 from vqathinker_jax.data.pipeline import DataConfig
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.optim import OptimizerConfig
+from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import RewardConfig
 from vqathinker_jax.rollout import RolloutConfig
-from vqathinker_jax.train import TrainConfig
 
 config = TrainConfig(
     checkpoint="runs/learn/seed0/warm_start/model",

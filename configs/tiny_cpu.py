@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vqathinker_jax.data.pipeline import DataConfig
 from vqathinker_jax.optim import OptimizerConfig
+from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rollout import RolloutConfig
-from vqathinker_jax.train import TrainConfig
 
 _ASSETS = Path(__file__).parents[1] / "vqathinker_jax" / "assets"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from convert.formats import Source, open_source
 from convert.packing import copy_into
 from convert.rule import Link, Shape, faults, link
 from convert.tensors import STORED, Tensor
-from vqathinker_jax.checkpoint import abstract_model, arrays, fill, is_native, native_config, refuse, restore
+from vqathinker_jax.checkpoint import abstract_model, arrays, fill, is_native, native_config, places, refuse, restore
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
@@ -40,6 +41,7 @@ def open_model(
     dtype: DTypeLike | None = None,
     slowfast: Path | None = None,
     unrolled: bool = False,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> VLM:
     """The model of a checkpoint folder of any kind, native ones included; the arguments are those of `load`.
@@ -47,10 +49,10 @@ def open_model(
     Raises: CheckpointError with every fault found, one a line.
     """
     if not is_native(directory):
-        return load(directory, dtype=dtype, slowfast=slowfast, unrolled=unrolled, progress=progress)
+        return load(directory, dtype=dtype, slowfast=slowfast, unrolled=unrolled, mesh=mesh, progress=progress)
     if slowfast:
         raise CheckpointError(f"{directory}: a native checkpoint has no use for {slowfast}; leave --slowfast out")
-    return restore(directory, dtype=dtype, unrolled=unrolled)
+    return restore(directory, dtype=dtype, unrolled=unrolled, mesh=mesh)
 
 
 def load(
@@ -59,21 +61,32 @@ def load(
     dtype: DTypeLike | None = None,
     slowfast: Path | None = None,
     unrolled: bool = False,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> VLM:
-    """The model of a folder in chat or Transformers' format, on the default device.
+    """The model of a folder in chat or Transformers' format.
 
     dtype: of every parameter; None keeps what is stored. slowfast: a file of SlowFast's weights, for a checkpoint that
-    has the motion projector but not them. unrolled: layers listed rather than stacked. progress: a bar in the terminal.
+    has the motion projector but not them. unrolled: layers listed rather than stacked. mesh: over which it is spread;
+    by default it goes to the first device. progress: a bar in the terminal.
 
-    Raises: CheckpointError with every fault found, one a line.
+    Raises: CheckpointError with every fault found, one a line; InputError where the mesh does not suit the model.
     """
     source = open_source(directory, slowfast)
     abstract = abstract_model(source.config, unrolled=unrolled)
     shapes = {path: array.shape for path, array in arrays(abstract).items()}
-    values = stream(fit(source, shapes), source.tensors, shapes, dtype)
+    at = places(abstract, mesh)
+    values = (
+        (name, value if (place := at[name]) is None else _spread(value, place))
+        for name, value in stream(fit(source, shapes), source.tensors, shapes, dtype)
+    )
     quiet = None if progress else True  # None: where there is no terminal
     return fill(abstract, tqdm(values, f"loading {directory.resolve().name}", len(shapes), disable=quiet))
+
+
+def _spread(value: np.ndarray, place: Sharding) -> jax.Array:
+    """An array of which each device gets its part, whichever process's it is."""
+    return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
 
 
 def fit(source: Source, shapes: Mapping[str, Shape]) -> list[Link]:

@@ -175,7 +175,10 @@ def _train(settings: Any, directory: Path) -> None:
             told = {name: round(metrics[name], 3) for name in ("loss", "reward", "kl") if name in metrics}
             print(f"{directory}: step {done} of {steps}, {told}", flush=True)
 
-    train(settings, directory, open_config(source), lambda dtype: open_model(source, dtype=dtype), display)
+    def start(dtype: Any, mesh: Any) -> Any:
+        return open_model(source, dtype=dtype, mesh=mesh)
+
+    train(settings, directory, open_config(source), start, display)
 
 
 def _measured(directory: Path, videos: Path, settings: Any) -> dict[str, Any]:

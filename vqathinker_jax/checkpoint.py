@@ -23,14 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from vqathinker_jax.folder import copy_beside, replacing
 from vqathinker_jax.model.config import ModelConfig, parse_config
 from vqathinker_jax.model.layers import unstack
 from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.processes import exchange, is_first
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.sharding import Layout
+from vqathinker_jax.sharding import Layout, shardings, whole
 from vqathinker_jax.stored import (
     NAMES,
     Stored,
@@ -69,22 +71,37 @@ def save(directory: Path, model: VLM, source: Path, *, force: bool = False) -> N
     """Write a model with stacked layers as a native checkpoint, with the files beside it of the folder `source`.
 
     What a native `source` knows of its own source goes along. force: replace a checkpoint, and nothing else. Where this
-    is interrupted, `directory` stays as it was.
+    is interrupted, `directory` stays as it was. Of several processes all must call this, and the first one writes, an
+    array at a time.
 
     Raises: CheckpointError where `directory` is taken.
     """
     values = arrays(model)
+    if is_first():
+        _save(directory, values, _manifest(model, source), source, force=force)
+    else:
+        for array in values.values():
+            whole(array)
+    exchange("saved")
+
+
+def _manifest(model: VLM, source: Path) -> Manifest:
+    """What is to be told of a model that came from `source`."""
     manifest = Manifest(motion=model.motion is not None, tied=model.config.language.tied)
     if is_native(source):
         former = read_manifest(source)
         manifest = replace(manifest, spelling=former.spelling, repeated=former.repeated and manifest.tied)
     elif read_config(source)["model_type"] == "internvl":
         manifest = replace(manifest, spelling="transformers")
+    return manifest
+
+
+def _save(directory: Path, values: Mapping[str, jax.Array], manifest: Manifest, source: Path, *, force: bool) -> None:
     with replacing(directory, force=force) as partial:
         specs = {name: (array.shape, NAMES[np.dtype(array.dtype)]) for name, array in values.items()}
         with Writer(partial / WEIGHTS, specs) as writer:
             for name, array in values.items():
-                writer.append(name, np.asarray(array))
+                writer.append(name, whole(array))
             sums = {f"{WEIGHTS}/{file}": each for file, each in writer.finish().items()}
         if is_native(source) and (source / CARRIED).exists():
             shutil.copyfile(source / CARRIED, partial / CARRIED)
@@ -148,20 +165,24 @@ def open_native(directory: Path) -> dict[str, Stored]:
 
 
 def restore(
-    directory: Path, *, dtype: DTypeLike | None = None, unrolled: bool = False, shardings: nnx.State | None = None
+    directory: Path, *, dtype: DTypeLike | None = None, unrolled: bool = False, mesh: Mesh | None = None
 ) -> VLM:
     """The model of a native checkpoint.
 
-    dtype: of every parameter; None keeps what is stored. unrolled: layers listed rather than stacked. shardings: where
-    each array goes, as `sharding.shardings` gives it; each device then reads its own part. Default: the first device.
+    dtype: of every parameter; None keeps what is stored. unrolled: layers listed rather than stacked. mesh: over which
+    it is spread, each device reading its own part; by default it goes to the first device.
 
-    Raises: CheckpointError where the weights do not fit the config, or cannot be read.
+    Raises: CheckpointError where the weights do not fit the config, or cannot be read; InputError where its dimensions
+    do not divide by the mesh's.
     """
     stored = open_native(directory)
     abstract = abstract_model(native_config(directory), unrolled=unrolled)
-    places = {} if shardings is None else _values(shardings)
-    names = arrays(abstract)
-    return fill(abstract, ((name, _restored(stored, name, dtype, places.get(name))) for name in names))
+    return fill(abstract, ((name, _restored(stored, name, dtype, at)) for name, at in places(abstract, mesh).items()))
+
+
+def places(model: VLM, mesh: Mesh | None) -> dict[str, jax.sharding.Sharding | None]:
+    """Where on a mesh each array of a model goes, by its path; None where there is no mesh."""
+    return dict.fromkeys(arrays(model)) if mesh is None else _values(shardings(nnx.state(model), mesh))
 
 
 def _restored(
@@ -169,11 +190,11 @@ def _restored(
 ) -> jax.Array:
     """The array of this path, a row of a stacked one where layers are listed, of which each device reads its part."""
     numbered = re.fullmatch(r"(.*\.layers)\.(\d+)(\..*)", name)
-    whole = stored[numbered[1] + numbered[3]].view()[int(numbered[2])] if numbered else stored[name].view()
-    kind = jax.dtypes.canonicalize_dtype(whole.dtype if dtype is None else jnp.dtype(dtype))
+    found = stored[numbered[1] + numbered[3]].view()[int(numbered[2])] if numbered else stored[name].view()
+    kind = jax.dtypes.canonicalize_dtype(found.dtype if dtype is None else jnp.dtype(dtype))
     if place is None:
-        return jnp.asarray(np.array(whole, kind))  # a copy: the model must not hang on the file
-    return jax.make_array_from_callback(whole.shape, place, lambda index: np.array(whole[index], kind))
+        return jnp.asarray(np.array(found, kind))  # a copy: the model must not hang on the file
+    return jax.make_array_from_callback(found.shape, place, lambda index: np.array(found[index], kind))
 
 
 def read_config(directory: Path) -> dict[str, Any]:

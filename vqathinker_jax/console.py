@@ -112,12 +112,12 @@ def counting(what: str) -> Iterator[Callable[[int, int | None, str], None]]:
 
 
 @contextmanager
-def training(name: str) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+def training(name: str, *, shown: bool = True) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
     """A bar on standard error over the steps of a run; yields what to call with steps done, steps, and metrics.
 
-    Where standard error is no terminal, a line a step.
+    Where standard error is no terminal, a line a step. shown: without, nothing.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not shown)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{printable(name)}: first step", total=None)
@@ -128,7 +128,7 @@ def training(name: str) -> Iterator[Callable[[int, int, dict[str, float]], None]
             parts += [f"kl {metrics['kl']:.4f}"] if "kl" in metrics else []
             parts += [f"{metrics['tokens'] / seconds:.0f} tokens/s"]
             bar.update(task, description=f"{printable(name)}: {', '.join(parts)}", completed=done, total=steps)
-            if not console.is_terminal:
+            if shown and not console.is_terminal:
                 print(f"step {done} of {steps}: {', '.join(parts)}, {seconds:.1f} s", file=sys.stderr, flush=True)
 
         yield show

@@ -8,7 +8,7 @@
     savepoints/        what a resume goes on from (`savepoint.py`)
     model/             the trained model, once the run has ended
 
-One process at a time is at work on a run.
+One process at a time writes a run.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
 
@@ -31,11 +31,20 @@ _EMPTY = {".lock", "savepoints"}
 class Journal:
     """The directory of one run, held by one process until it is closed."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], free: Iterable[str] = (), wandb: str = ""):
+    def __init__(
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        free: Iterable[str] = (),
+        wandb: str = "",
+        *,
+        writes: bool = True,
+    ):
         """Make the directory, or take up the run that is in it.
 
         config: as JSON values. free: keys of the top level, or dotted ones below, that may differ from the run's.
-        wandb: a project of Weights & Biases that gets the metrics too.
+        wandb: a project of Weights & Biases that gets the metrics too. writes: without, as in all but one of a run's
+        processes, the directory is held against the configuration and nothing else is done.
 
         Raises: InputError where it holds a run of another configuration, something else, or is in use, or wandb is
         asked for and not installed.
@@ -46,18 +55,13 @@ class Journal:
             raise InputError(f"{directory}: is a file; name a folder for the run")
         if directory.is_dir() and not recorded.is_file() and {path.name for path in directory.iterdir()} - _EMPTY:
             raise InputError(f"{directory}: holds other things than a run; name an empty or a new folder")
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (directory / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{directory}: another process is at work on this run; wait for it or end it") from None
+        self._lock = _hold(directory) if writes else None
         try:
             if recorded.is_file():
                 _refuse_changes(recorded, _flat(config), set(free))
-            self._wandb = _open_wandb(wandb, directory, config) if wandb else None
+            self._wandb = _open_wandb(wandb, directory, config) if wandb and writes else None
         except BaseException:
-            self._lock.close()
+            self._let_go()
             raise
         self._config = config
         self._tensorboard: SummaryWriter | None = None
@@ -70,13 +74,19 @@ class Journal:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(error is not None))
-        self._lock.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def begin(self, step: int) -> None:
         """Make ready to write from `step` (counted from 0) on: cut off rows of that step and later, and torn ones.
 
         From here on the directory is that of this configuration.
         """
+        if self._lock is None:
+            return
         _write(self.directory / "config.json", json.dumps(self._config, indent=1) + "\n")
         for name in FILES:
             (self.directory / name).touch()
@@ -85,7 +95,7 @@ class Journal:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the row of one step."""
-        _append(self.directory / METRICS, [{"step": step, **metrics}])
+        self._append(METRICS, [{"step": step, **metrics}])
         if self._tensorboard is not None:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -94,11 +104,31 @@ class Journal:
 
     def write_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows, each with its `step`, about completions."""
-        _append(self.directory / SAMPLES, rows)
+        self._append(SAMPLES, rows)
 
     def write_unreadable(self, step: int, faults: Iterable[str]) -> None:
         """Add a row for each video that could not be read."""
-        _append(self.directory / UNREADABLE, [{"step": step, "fault": fault} for fault in faults])
+        self._append(UNREADABLE, [{"step": step, "fault": fault} for fault in faults])
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        if self._lock is not None:
+            with (self.directory / name).open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _hold(directory: Path) -> TextIO:
+    """The lock of a directory, which is made; it holds until it is closed.
+
+    Raises: InputError where another process has it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"{directory}: another process is at work on this run; wait for it or end it") from None
+    return lock
 
 
 def _open_wandb(project: str, directory: Path, config: Mapping[str, Any]) -> Any:
@@ -133,11 +163,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return json.loads(json.dumps(flat))
-
-
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -21,10 +21,11 @@ from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.language import PromptCache
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.optim import optimizer
+from vqathinker_jax.policy import divide, memory_places
+from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import Layout, shardings, specification
 from vqathinker_jax.step import Fixed, Rollout, TrainState, completion_log_probs, update
-from vqathinker_jax.train import TrainConfig, divide, memory_places
 
 TEXT_TOKENS = 384
 """Room for the words of a prompt, beside what stands for frames."""

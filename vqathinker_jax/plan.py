@@ -26,9 +26,9 @@ from vqathinker_jax.hardware import CHIPS, Target
 from vqathinker_jax.hlo import largest_arrays, read_work
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.phases import Phase, phases
+from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.records import InputError
 from vqathinker_jax.sharding import check_spread, make_mesh
-from vqathinker_jax.train import TrainConfig
 
 
 def plan(config: TrainConfig, model: ModelConfig, target: Target, *, search: bool = False) -> Plan:

@@ -8,6 +8,7 @@ Deviation from the reference: tokens that open, fill or close a slot for a pictu
 """
 
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,9 +26,10 @@ from vqathinker_jax.generate import Completions, Sampling, encode, generate
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import Reading, parse_rollout
+from vqathinker_jax.processes import exchange
 from vqathinker_jax.records import Answer, InputError
 from vqathinker_jax.rewards import Ratings
-from vqathinker_jax.sharding import of_all_processes, put_videos
+from vqathinker_jax.sharding import put_videos
 from vqathinker_jax.step import Rollout
 
 if TYPE_CHECKING:
@@ -140,14 +142,14 @@ def roll_out(
     mesh: Mesh,
     *,
     key: jax.Array,
-    rng: np.random.Generator,
+    seeds: Sequence[int] = (),
     clock: Clock,
     progress: Callable[[int], None] = lambda written: None,
 ) -> Drawn:
     """Draw and read completions of a batch under the policy's weights.
 
-    key: seeds the draws. rng: stands in for unreadable numbers, with `random_fallback` only. clock: gains the seconds
-    of encode, rollout and reward. progress: told the number of tokens written so far.
+    key: seeds the draws. seeds: of what stands in for unreadable numbers, with `random_fallback` only. clock: gains the
+    seconds of encode, rollout and reward. progress: told the number of tokens written so far.
     """
     parts = config.micro_batches
     ids_PS, mask_PS = prompts.of(batch.rows)
@@ -180,9 +182,9 @@ def roll_out(
             )
     with clock("reward"):
         straight, *out_of_order = (_joined(made, copy, copies) for copy in range(copies))
-        texts_PG, readings_PG = _read(straight, prompts, config, rng)
-        perturbed = [_ratings(_read(copy, prompts, config, rng)[1]) for copy in out_of_order]
-        room = _room(int(of_all_processes(straight.lengths_PG.max()).max()), config.max_new_tokens)
+        texts_PG, readings_PG = _read(straight, batch.rows, prompts, config, seeds)
+        perturbed = [_ratings(_read(copy, batch.rows, prompts, config, (*seeds, 1))[1]) for copy in out_of_order]
+        room = _room(max(exchange(int(straight.lengths_PG.max()))), config.max_new_tokens)
         said = straight.ids_PGC[:, :, :room], straight.lengths_PG, straight.stopped_PG
         read = _ratings(readings_PG), batch.mos_P, perturbed[0] if perturbed else None
         rollout = Rollout(*put_videos((batch.frames_PFYXC, ids_PS, mask_PS, *said, *read), mesh))
@@ -199,14 +201,22 @@ def _joined(made: list[Completions], copy: int, copies: int) -> Completions:
 
 
 def _read(
-    made: Completions, prompts: Prompts, config: RolloutConfig, rng: np.random.Generator
+    made: Completions, rows: Sequence[Row], prompts: Prompts, config: RolloutConfig, seeds: Sequence[int]
 ) -> tuple[list[list[str]], list[list[Reading]]]:
     texts_PG = [
         [prompt.decode(prompts.tokenizer, ids_C[:length]) for ids_C, length in zip(ids_GC, lengths_G, strict=True)]
         for ids_GC, lengths_G in zip(made.ids_PGC, made.lengths_PG, strict=True)
     ]
-    options = {"trailing_zeros": config.trailing_zeros, "reference_fallback": rng if config.random_fallback else None}
-    return texts_PG, [[parse_rollout(text, **options) for text in texts_G] for texts_G in texts_PG]
+    readings_PG = []
+    for row, texts_G in zip(rows, texts_PG, strict=True):
+        # A video's own, whoever reads it.
+        rng = np.random.default_rng([*seeds, zlib.crc32(f"{row.dataset}/{row.id}".encode())])
+        options = {
+            "trailing_zeros": config.trailing_zeros,
+            "reference_fallback": rng if config.random_fallback else None,
+        }
+        readings_PG.append([parse_rollout(text, **options) for text in texts_G])
+    return texts_PG, readings_PG
 
 
 def _ratings(readings_PG: list[list[Reading]]) -> Ratings:

@@ -7,7 +7,7 @@ disk that fills up during a save, leaves the earlier savepoint as it was.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -41,7 +41,8 @@ class Savepoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._manager.close()
+        with nullcontext() if error else self._one_line():
+            self._manager.close()
 
     def latest(self) -> int | None:
         """Steps finished at the newest whole savepoint."""

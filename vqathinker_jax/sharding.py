@@ -190,11 +190,31 @@ def local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
-def of_all_processes(value: int) -> np.ndarray:
-    """The number that each process comes with, int64; every process must ask."""
-    if jax.process_count() == 1:
-        return np.array([value])
-    return np.asarray(multihost_utils.process_allgather(np.int32(value)), np.int64)
+def whole(array: jax.Array) -> np.ndarray:
+    """An array of all processes, on the host; every process must ask."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def share_of_videos(mesh: Mesh) -> tuple[int, int]:
+    """Which share of each batch's videos this process brings, and how many shares there are.
+
+    Processes whose devices split a tensor between them bring the same.
+
+    Raises: InputError where a process's devices do not hold one share of as many videos as the others'.
+    """
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(-1, mesh.shape["tensor"])
+    held = {owner: np.flatnonzero((owners == owner).any(1)) for owner in np.unique(owners)}
+    width = len(held[jax.process_index()])
+    for rows in held.values():
+        if len(rows) != width or rows[0] % width or rows[-1] - rows[0] != width - 1:
+            raise InputError(
+                f"the mesh {dict(mesh.shape)} does not give each process its own share of the videos: choose tensor so "
+                f"that it divides the devices of a process, or is a multiple of them; there are {jax.device_count()} "
+                f"devices on {jax.process_count()} processes"
+            )
+    return int(held[jax.process_index()][0]) // width, len(owners) // width
 
 
 def put_videos(rows: Any, mesh: Mesh) -> Any:

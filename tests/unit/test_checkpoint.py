@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from convert.load import load, open_model
@@ -18,7 +17,6 @@ from tests.checkpoints import Dtype, draw, settings, shapes, write
 from vqathinker_jax.checkpoint import arrays, is_native, restore, save
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.sharding import shardings
 from vqathinker_jax.stored import Writer
 
 
@@ -92,8 +90,7 @@ def test_a_head_that_the_config_calls_tied_stays_untied(tmp_path: Path):
 
 def test_arrays_are_restored_where_they_are_told_to_be(native: Path):
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tensor"))
-    places = shardings(nnx.state(restore(native)), mesh)
-    model = restore(native, shardings=places)
+    model = restore(native, mesh=mesh)
     assert_equal(model, restore(native))
     query = arrays(model)["language.layers.query.kernel"]
     assert query.sharding == NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor", None))

@@ -86,11 +86,9 @@ SPREAD = """
 import sys
 from pathlib import Path
 import jax, numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from vqathinker_jax import stored
-from vqathinker_jax.checkpoint import abstract_model, arrays, native_config, restore
-from vqathinker_jax.sharding import shardings
+from vqathinker_jax.checkpoint import arrays, restore
 
 class Watched(np.ndarray):
     def __getitem__(self, index):
@@ -104,8 +102,7 @@ directory = Path(sys.argv[1])
 whole = arrays(restore(directory))
 stored.Stored.view = lambda self: view(self).view(Watched)
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("fsdp", "tensor"))
-places = shardings(nnx.state(abstract_model(native_config(directory))), mesh)
-spread = arrays(restore(directory, shardings=places))
+spread = arrays(restore(directory, mesh=mesh))
 total = sum(array.size for array in whole.values())
 kernels = {name: array for name, array in spread.items() if not array.sharding.is_fully_replicated}
 assert len(kernels) > 15

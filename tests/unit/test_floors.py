@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[2]
 # A room imports only from floors below its own, and from itself.
 FLOORS = [
     ["records"],
-    ["sharding", "stored"],
+    ["sharding", "stored", "processes"],
     ["folder", "flops", "hlo", "hardware"],
     ["budget"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
     ["generate", "checkpoint", "step", "predictions", "fingerprint", "tasks", "tables"],
     ["judge", "rollout", "places", "summary", "journal", "savepoint"],
-    ["lessons", "batch"],
+    ["lessons", "batch", "recipe"],
+    ["policy"],
     ["train", "evaluate", "report", "timeline", "console"],
     ["doctor", "phases"],
     ["plan"],
@@ -30,7 +31,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # These run on a bare accelerator image.
-DEVICE_SIDE = {"model", "generate", "step", "rewards", "grpo", "optim", "sharding", "records"}
+DEVICE_SIDE = {"model", "generate", "step", "rewards", "grpo", "optim", "sharding", "processes", "records"}
 DEVICE_PACKAGES = {"jax", "flax", "optax", "numpy"} | set(sys.stdlib_module_names)
 
 # Slow to import or not there on every machine: only in these rooms, and only inside functions.

@@ -47,7 +47,7 @@ def batch(*, perturbed: bool) -> Batch:
 
 def drawn(prompts: Prompts, config: RolloutConfig, *, perturbed: bool = False) -> Drawn:
     graph, state = nnx.split(tiny_model(SPEAKING))
-    rest = {"key": jax.random.key(0), "rng": np.random.default_rng(0), "clock": Clock()}
+    rest = {"key": jax.random.key(0), "clock": Clock()}
     made = roll_out(graph, state, batch(perturbed=perturbed), prompts, config, make_mesh(MeshConfig(), 1), **rest)
     assert rest["clock"].seconds.keys() == {"encode", "rollout", "reward"}
     return made

@@ -19,9 +19,10 @@ from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.model.adapter import LoraConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.optim import OptimizerConfig
+from vqathinker_jax.recipe import ReferenceConfig, TrainConfig
 from vqathinker_jax.records import InputError
 from vqathinker_jax.rollout import RolloutConfig
-from vqathinker_jax.train import NotFiniteError, ReferenceConfig, TrainConfig, train
+from vqathinker_jax.train import NotFiniteError, train
 
 CLIPS = Path(__file__).parents[2] / "vqathinker_jax" / "assets" / "clips"
 
@@ -58,8 +59,8 @@ def start(
 ) -> Any:
     """Train; `spoil` may change the model first."""
 
-    def load(dtype: Any) -> VLM:
-        model = open_model(Path(config.checkpoint), dtype=dtype)
+    def load(dtype: Any, mesh: Any) -> VLM:
+        model = open_model(Path(config.checkpoint), dtype=dtype, mesh=mesh)
         spoil(model)
         return model
 

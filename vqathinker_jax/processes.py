@@ -1,0 +1,73 @@
+"""Several processes as one run: how they find each other, and what they tell each other beside arrays.
+
+Arrays need nothing of this: jit and orbax see those of all processes as one (`sharding.py`).
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vqathinker_jax.records import InputError
+
+_LEAST = 1024
+"""Bytes of the shortest message; longer ones come in doublings, so that few programs are compiled."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that make up a run: one a host, or one a GPU."""
+
+    count: int = 1
+    """How many there are; 0 for those that a TPU pod, SLURM or Open MPI has started, which then say all else too."""
+    coordinator: str = ""
+    """Address of the first process and a free port there, as 10.0.0.1:8476; the same for all."""
+    index: int = 0
+    """Which of them this is, from 0."""
+
+    def __post_init__(self):
+        if self.count < 0 or not 0 <= self.index < max(self.count, 1):
+            raise InputError(f"process {self.index} of {self.count}: give a count from 0, and an index from 0 below it")
+        if (self.count > 1) != bool(self.coordinator):
+            raise InputError(
+                f"{self.count} processes with coordinator {self.coordinator!r}: more than one need the first one's "
+                "address and port, as 10.0.0.1:8476, and others have no use for it"
+            )
+
+
+ALONE = Processes()
+
+
+def join(processes: Processes) -> None:
+    """Wait until all are there; from then on `jax.devices()` are those of all. To be called before any computation.
+
+    Raises: InputError where they do not find each other.
+    """
+    if processes.count == 1:
+        return
+    given = (processes.coordinator, processes.count, processes.index) if processes.count else ()
+    try:
+        jax.distributed.initialize(*given)
+    except (RuntimeError, ValueError) as error:  # whatever the cluster's manager or the network has to say
+        fault = " ".join(str(error).split())[:300]
+        cure = "start all processes together, the same way" if given else "give count, coordinator and index"
+        raise InputError(f"{processes}: the processes do not find each other ({fault}): {cure}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def exchange(value: Any) -> list[Any]:
+    """The JSON values that all processes come with, in their order; every process must call this, and waits for all."""
+    if jax.process_count() == 1:
+        return [value]
+    told = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(told.size))
+    room = max(_LEAST, 1 << (int(sizes.max()) - 1).bit_length())
+    texts = multihost_utils.process_allgather(np.pad(told, (0, room - told.size)))
+    return [json.loads(text[:size].tobytes()) for text, size in zip(texts, sizes, strict=True)]

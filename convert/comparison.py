@@ -61,7 +61,7 @@ def compare(stage: str, ours: np.ndarray, theirs: np.ndarray) -> Comparison:
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         whose = "ours" if np.isfinite(theirs).all() else "the reference's"
         return Comparison(stage, note=f"{whose} has values that are no numbers")
-    tiny = np.finfo(np.float32).tiny
+    tiny = float(np.finfo(np.float32).tiny)
     error = np.abs(ours - theirs, dtype=np.float64)
     size, our_size = (float(np.sqrt(np.square(x, dtype=np.float64).sum())) for x in (theirs, ours))
     deviation = max(float(theirs.std(dtype=np.float64)), size / np.sqrt(theirs.size), tiny)

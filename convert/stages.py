@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from convert.comparison import TOKENS
 from convert.load import open_model
 from convert.origin import Origin, open_origin
 from convert.packing import packed
@@ -23,12 +24,15 @@ from convert.recording import Task
 from convert.theirs import LAST, QUIET
 from vqathinker_jax.checkpoint import abstract_model, arrays, fill, fill_part
 from vqathinker_jax.generate import Sampling, generate
-from vqathinker_jax.model.language import LanguageModel
+from vqathinker_jax.model.language import DecoderLayer, LanguageModel
 from vqathinker_jax.model.vision import VisionLayer
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.sharding import Layout
 
 Stage = tuple[str, np.ndarray]
+Taps = dict[str, Any]
+Part = Callable[..., jax.Array]
+"""A module's method, or a function of a module: it takes inputs and, last, a dictionary for its taps."""
 
 
 class OnDisk(nnx.List):
@@ -76,52 +80,83 @@ def run(model: VLM, task: Task, guide: np.ndarray) -> Iterator[Stage]:
     guide: the reference's greedy tokens. Where layers are on disk, ours are taken in one run behind those and not one
     after the other, which is the same up to the first that differs.
     """
-    on_disk = isinstance(model.language.layers, OnDisk)
-    graph, state = (None, None) if on_disk else nnx.split(model)
-    frames, ids = jnp.asarray(task.given.frames_FYXC)[None], jnp.asarray(task.given.ids_S)[None]
-    mask = jnp.ones(ids.shape, bool)
-
-    def apply(function: Callable[..., Any], *inputs: Any) -> tuple[Any, dict[str, Any]]:
-        """`function` of the model, the inputs and a dictionary of taps; compiled where the weights are in memory."""
-        if on_disk:
-            out: dict[str, Any] = {}
-            return function(model, *inputs, out), out
-
-        @jax.jit
-        def compiled(state: nnx.State, *inputs: Any) -> tuple[Any, dict[str, Any]]:
-            out: dict[str, Any] = {}
-            return function(nnx.merge(graph, state), *inputs, out), out
-
-        return compiled(state, *inputs)
-
-    visual, out = apply(lambda model, frames, out: model.encode(frames, out), frames)
-    yield "patch embedding", _kept(out["vision.embedding"])
-    quiet = partial(_quiet_vision, model)
-    yield from _layers("vision", model.vision.layers, out["vision.embedding"], out["vision.layers"], quiet)
-    last_FLE = out["vision.layers"][-1][:, 1:]
-    grid = [side // model.config.vision.patch for side in frames.shape[2:4]]
-    yield "projector", _kept(out["projector"])
-    yield "projector, quiet", _kept(model.projector(_quiet(last_FLE), *grid))
-    for number, (slow, fast) in enumerate(out.get("motion.stages", ())):
-        yield f"motion stage {number} slow", _kept(slow[0])
-        yield f"motion stage {number} fast", _kept(fast[0])
-    if "motion.token" in out:
-        yield "motion features", _kept(out["motion.features"][0])
-        yield "motion token", _kept(out["motion.token"][0])
-        yield "motion token, quiet", _kept(model.motion_projector(_quiet(out["motion.features"]))[0])
-    hidden, _ = apply(lambda model, ids, visual, out: model.embed(ids, visual, task.context), ids, visual)
-    yield "prompt embedding", _kept(hidden[0])
-    prefilled, out = apply(lambda model, hidden, mask, out: model.language.prefill(hidden, mask, out)[0], hidden, mask)
-    quiet = partial(_quiet_decoder, model)
-    decoder = _layers("decoder", model.language.layers, hidden, out["language.layers"], quiet)
-    yield from ((name, array[0]) for name, array in decoder)
-    yield "final norm", _kept(prefilled[0])
-    yield "final norm, quiet", _kept(model.language.norm(_quiet(out["language.layers"][-1]))[0])
-    logits, _ = apply(lambda model, last, out: model.language.logits(last), prefilled[0, -LAST:])
-    yield "logits", _kept(logits)
+    frames_PFYXC, ids_PS = jnp.asarray(task.given.frames_FYXC)[None], jnp.asarray(task.given.ids_S)[None]
+    visual_PLD, out = _tapped(VLM.encode, model, frames_PFYXC)
+    yield from _seen(model, frames_PFYXC, out)
+    yield from _moved(model, out)
+    hidden_PSD = model.embed(ids_PS, visual_PLD, task.context)
+    yield "prompt embedding", _kept(hidden_PSD[0])
+    yield from _read(model.language, hidden_PSD)
     if task.tokens:
-        greedy = _guided(model, hidden, guide) if on_disk else _greedy(model, task, visual)
-        yield "greedy tokens", greedy
+        guided = _on_disk(model)
+        yield TOKENS, _guided(model, hidden_PSD, guide) if guided else _greedy(model, task, visual_PLD)
+
+
+def _seen(model: VLM, frames_PFYXC: jax.Array, out: Taps) -> Iterator[Stage]:
+    """The vision tower and its projector."""
+    embedded_FLE, layers, patch = out["vision.embedding"], out["vision.layers"], model.config.vision.patch
+
+    def quiet(layer: VisionLayer, before_FLE: jax.Array) -> jax.Array:
+        return _vision_layer(*nnx.split(layer), _quiet(before_FLE), model.vision.layout)
+
+    yield "patch embedding", _kept(embedded_FLE)
+    yield from _layers("vision", model.vision.layers, embedded_FLE, layers, quiet)
+    yield "projector", _kept(out["projector"])
+    gy, gx = (side // patch for side in frames_PFYXC.shape[2:4])
+    yield "projector, quiet", _kept(model.projector(_quiet(layers[-1][:, 1:]), gy, gx))
+
+
+def _moved(model: VLM, out: Taps) -> Iterator[Stage]:
+    """The motion branch, where there is one; the fast pathway first, as it flows into the slow one."""
+    if model.motion_projector is None:
+        return
+    for number, (slow_PFYXC, fast_PFYXC) in enumerate(out["motion.stages"]):
+        yield f"motion stage {number} fast", _kept(fast_PFYXC[0])
+        yield f"motion stage {number} slow", _kept(slow_PFYXC[0])
+    yield "motion features", _kept(out["motion.features"][0])
+    yield "motion token", _kept(out["motion.token"][0])
+    yield "motion token, quiet", _kept(model.motion_projector(_quiet(out["motion.features"]))[0])
+
+
+def _read(language: LanguageModel, hidden_PSD: jax.Array) -> Iterator[Stage]:
+    """The decoder over an embedded prompt."""
+    normed_PSD, out = _tapped(_prefill, language, hidden_PSD)
+
+    def quiet(layer: DecoderLayer, before_PSD: jax.Array) -> jax.Array:
+        """Through the model's own prefill, as if it had this layer only."""
+        alone = copy.copy(language)
+        alone.layers = nnx.List([layer])
+        return _tapped(_prefill, alone, _quiet(before_PSD))[1]["language.layers"][0]
+
+    for name, array in _layers("decoder", language.layers, hidden_PSD, out["language.layers"], quiet):
+        yield name, array[0]
+    yield "final norm", _kept(normed_PSD[0])
+    yield "final norm, quiet", _kept(language.norm(_quiet(out["language.layers"][-1]))[0])
+    yield "logits", _kept(language.logits(normed_PSD[0, -LAST:]))
+
+
+def _prefill(language: LanguageModel, hidden_PSD: jax.Array, out: Taps) -> jax.Array:
+    return language.prefill(hidden_PSD, jnp.ones(hidden_PSD.shape[:2], bool), out)[0]
+
+
+def _tapped(part: Part, module: VLM | LanguageModel, *inputs: jax.Array) -> tuple[jax.Array, Taps]:
+    """What a part of a module makes of its inputs, and its taps; compiled but where layers are on disk."""
+    if _on_disk(module):
+        out: Taps = {}
+        return part(module, *inputs, out), out
+    return _compiled(part, *nnx.split(module), *inputs)
+
+
+def _on_disk(module: VLM | LanguageModel) -> bool:
+    return isinstance((module.language if isinstance(module, VLM) else module).layers, OnDisk)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled(
+    part: Part, graph: nnx.GraphDef[nnx.Module], state: nnx.State, *inputs: jax.Array
+) -> tuple[jax.Array, Taps]:
+    out: Taps = {}
+    return part(nnx.merge(graph, state), *inputs, out), out
 
 
 def _kept(array: jax.Array) -> np.ndarray:
@@ -129,11 +164,11 @@ def _kept(array: jax.Array) -> np.ndarray:
 
 
 def _layers(
-    kind: str, layers: Any, before: jax.Array, after: Any, quiet: Callable[[nnx.Module, jax.Array], jax.Array]
+    kind: str, layers: Any, before: jax.Array, after: Any, quiet: Callable[[Any, jax.Array], jax.Array]
 ) -> Iterator[Stage]:
     """Each layer's output, and what it makes of its own input made quiet."""
     inputs = itertools.chain([before], after)
-    for number, (layer, given, made) in enumerate(zip(_each(layers), inputs, after, strict=False)):
+    for number, (layer, given, made) in enumerate(zip(_each(layers), inputs, after, strict=False)):  # inputs: one more
         yield f"{kind} layer {number}", _kept(made)
         yield f"{kind} layer {number}, quiet", _kept(quiet(layer, given))
 
@@ -152,30 +187,11 @@ def _quiet(hidden: jax.Array) -> jax.Array:
     return hidden * (QUIET / volume).astype(hidden.dtype)
 
 
-def _quiet_vision(model: VLM, layer: nnx.Module, before_FLE: jax.Array) -> jax.Array:
-    graph, state = nnx.split(layer)
-    return _vision_layer(graph, state, _quiet(before_FLE), model.vision.layout)
-
-
 @partial(jax.jit, static_argnames=("graph", "layout"))
 def _vision_layer(
     graph: nnx.GraphDef[VisionLayer], state: nnx.State, hidden_FLE: jax.Array, layout: Layout
 ) -> jax.Array:
     return nnx.merge(graph, state)(hidden_FLE, layout)
-
-
-def _quiet_decoder(model: VLM, layer: nnx.Module, before_BTD: jax.Array) -> jax.Array:
-    """Through the model's own prefill, as if it had this layer only."""
-    alone = copy.copy(model.language)
-    alone.layers = nnx.List([layer])
-    return _prefilled(*nnx.split(alone), _quiet(before_BTD))
-
-
-@partial(jax.jit, static_argnames="graph")
-def _prefilled(graph: nnx.GraphDef[LanguageModel], state: nnx.State, hidden_BTD: jax.Array) -> jax.Array:
-    out: dict[str, Any] = {}
-    nnx.merge(graph, state).prefill(hidden_BTD, jnp.ones(hidden_BTD.shape[:2], bool), out)
-    return out["language.layers"][0]
 
 
 def _greedy(model: VLM, task: Task, visual: jax.Array) -> np.ndarray:

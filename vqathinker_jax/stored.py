@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -130,13 +130,13 @@ class Writer:
         place = self._places[name]
         if array.dtype != DTYPES[place.dtype]:
             raise TypeError(f"{name}: {array.dtype} given, {place.dtype} announced")
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         file = self._files[place.file]
         file.seek(place.offset + self._written[name])
         self._written[name] += len(data)
         self._sums[name].update(data)
         while data:
-            data = data[cast(int, file.write(data)) :]
+            data = data[file.write(data) :]
 
     def finish(self) -> dict[str, dict[str, str]]:
         """Bring everything to disk; returns the SHA-256 of every tensor, by file and name.

@@ -10,6 +10,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from vqathinker_jax.judge import Judge, Verdict
     from vqathinker_jax.model.vlm import VLM
+    from vqathinker_jax.predictions import Share
     from vqathinker_jax.recipe import TrainConfig
 
 DEMO = Path(__file__).parent / "vqathinker_jax" / "assets"
@@ -149,6 +151,7 @@ def evaluate(
     workers: int = 2,
     resume: bool = True,
     share: str = "1/1",
+    coordinator: str = "",
     compare: Path | None = None,
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
 ) -> int:
@@ -166,53 +169,69 @@ def evaluate(
         batch_size: Videos on the device at a time.
         workers: Processes that decode videos; 0 decodes between answers.
         resume: Go on with what is in the output folder; without, start over.
-        share: Which part to do, as 2/4 on the second of four hosts; run once without it afterwards.
+        share: Which part to do, as 2/4 on the second of four hosts; auto where a TPU pod, SLURM or Open MPI says so.
+        coordinator: Address of the first host with a free port, as 10.0.0.1:8476, for it to wait for the others' shares
+            and write the figures; without, run once without --share afterwards.
         compare: Output folder of another run over the same sets, to stand beside this one in the report.
     """
     from vqathinker_jax import evaluate as evaluation
     from vqathinker_jax import report, summary, tables
     from vqathinker_jax.data.labels import read_choices, read_sets
     from vqathinker_jax.data.paper import read_paper
-    from vqathinker_jax.predictions import Share, read_run
+    from vqathinker_jax.predictions import ALL, check_folder, read_run
     from vqathinker_jax.tasks import TASKS
 
-    part, pace = Share.parse(share), evaluation.Pace(batch_size, workers)
+    pace = evaluation.Pace(batch_size, workers)
+    if preset and task == "choice":
+        raise InputError("--preset paper has no questions; leave it out, or ask for another --task")
+    if meta.is_dir() and not preset and output.resolve().is_relative_to(meta.resolve()):
+        raise InputError(f"{output}: lies among the videos, where its pictures would be rated too; name another folder")
     read = read_choices if task == "choice" else read_paper if preset == "paper" else read_sets
     sets = read(meta, videos)
-    other = summary.join(sets, read_run(compare)) if compare else None
-    judge = _open(model)
+    check_folder(output)
+    others = read_run(compare) if compare else None
+    part, together = _share(share, coordinator)
+    judge, run = _open(model), evaluation.evaluate_together if together else partial(evaluation.evaluate, share=part)
     with console.counting("looking at videos") as count:
-        rows, made_by = evaluation.evaluate(
+        rows, made_by = run(
             judge,
             sets,
             output,
             TASKS[task],
             pace=pace,
             resume=resume,
-            share=part,
-            report=lambda now: count(
-                now.done,
-                now.total,
-                f"{now.failed + now.absent} failed, {now.waited_s / now.seconds:.0%} of the time waiting for videos",
-            ),
+            report=lambda now: count(now.done, now.total, now.note()),
         )
-    results = summary.join(sets, rows)
-    if part.of == 1:
+    results = summary.join(sets, rows, rated=task == "score")
+    whole = part.number == 1 if together else part == ALL
+    if whole:
         figures = summary.summarise(results, made_by)
         summary.write(output, results, figures)
-        sheets = output / evaluation.FRAMES
-        name = compare.name if compare else ""
-        report.write(
-            output / "report.html", results, figures, lambda row: sheets / evaluation.sheet_name(row), other, name
-        )
+        beside = None
+        if compare and others is not None:
+            beside = report.Beside(compare.name, summary.join(sets, others, rated=task == "score"))
+        report.write(output / "report.html", results, figures, partial(evaluation.sheet_of, output), beside)
         console.print_lines(tables.markdown(tables.tables(figures)))
         print(f"wrote {output / 'report.html'}, summary.md, summary.json and predictions.csv")
-    else:
+    elif not together:
         print(f"share {share} is done; once all are, the same command without --share writes figures and report")
     if _is_demo(model):
         print(f"({DEMO_NOTICE})")
-    mine = part.take([entry for result in results for entry in result.entries])
-    return int(any(entry.status != "ok" for entry in mine))
+    entries = (ALL if whole else part).take([entry for result in results for entry in result.entries])
+    return int(any(entry.status != "ok" for entry in entries))
+
+
+def _share(text: str, coordinator: str) -> "tuple[Share, bool]":
+    """Which videos are this process's, and whether processes know of each other, which they then do from here on."""
+    from vqathinker_jax.evaluate import own_share
+    from vqathinker_jax.predictions import ALL, Share
+    from vqathinker_jax.processes import Processes, join
+
+    part = ALL if text == "auto" else Share.parse(text)
+    if text != "auto" and not coordinator:
+        return part, False
+    join(Processes(0 if text == "auto" else part.of, coordinator, part.number - 1))
+    return own_share(), True
 
 
 def convert(

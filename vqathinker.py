@@ -63,8 +63,10 @@ def score(judge: Judge, videos: Sequence[str | Path | np.ndarray], batch_size: i
 
     What is wrong with a file ends in its verdict. Frames given are named by their place, as `videos[3]`.
 
-    Raises: InputError for an array of another form.
+    Raises: InputError for an array of another form, or a batch of none.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: give at least 1")
     verdicts: dict[int, Verdict] = {}
 
     def clips() -> Iterator[tuple[int, str, Clip]]:

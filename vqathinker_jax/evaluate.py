@@ -24,6 +24,7 @@ from vqathinker_jax.fingerprint import fingerprint
 from vqathinker_jax.judge import Judge, prompt_ids
 from vqathinker_jax.places import Prompt, answers
 from vqathinker_jax.predictions import ALL, Predictions, Row, Share
+from vqathinker_jax.processes import exchange, is_first
 from vqathinker_jax.records import InputError
 from vqathinker_jax.tasks import Task
 
@@ -57,6 +58,11 @@ class Progress:
     waited_s: float = 0.0
     seconds: float = 0.0
 
+    def note(self) -> str:
+        """What of it stands beside a bar."""
+        failed, waiting = self.failed + self.absent, self.waited_s / max(self.seconds, 1e-9)
+        return f"{failed} failed, {waiting:.0%} of the time waiting for videos"
+
 
 class Asked(NamedTuple):
     """An item of a set with its prompt's ids, not yet padded, and a mark of them."""
@@ -70,7 +76,8 @@ class Asked(NamedTuple):
 def identity(judge: Judge, task: Task) -> Row:
     """What every prediction depends on besides its video and its question, as JSON values."""
     drawn = {"seed": judge.seed} if judge.sampling.temperature else {}
-    made_by = {"checkpoint": fingerprint(judge.state, judge.tokenizer), "task": task.name, **asdict(judge.view)}
+    made_by = {"checkpoint": fingerprint(judge.state, judge.config, judge.tokenizer), "task": task.name}
+    made_by |= asdict(judge.view)
     return made_by | asdict(judge.sampling) | {"never": list(judge.sampling.never)} | drawn
 
 
@@ -99,6 +106,47 @@ def evaluate(
         todo = _missing(share.take(asked), predictions.rows, run)
         _Run(judge, task, run, todo, predictions, report).work(pace)
         return predictions.rows, run
+
+
+def own_share() -> Share:
+    """The share of this one of jax's processes."""
+    return Share(jax.process_index() + 1, jax.process_count())
+
+
+def evaluate_together(
+    judge: Judge,
+    sets: Sequence[VideoSet],
+    output: Path,
+    task: Task,
+    *,
+    pace: Pace = Pace(),
+    resume: bool = True,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[dict[tuple[str, str], Row], Row]:
+    """`evaluate` by all of jax's processes, each its share of the videos; the first returns the rows of all.
+
+    `output` is a folder that all of them see; the other processes return what they have seen of it.
+
+    Raises: InputError where `evaluate` does, or the first process does not find the rows of another.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return evaluate(judge, sets, output, task, pace=pace, resume=resume, report=report)
+    run, names = identity(judge, task), {found.name for found in sets}
+    if not resume:
+        if is_first():
+            Predictions(output, run, names, resume=False).close()
+        exchange("started over")
+    rows, run = evaluate(judge, sets, output, task, pace=pace, share=own_share(), report=report)
+    exchange("on disk")
+    if is_first():
+        files = [Share(number, count).file for number in range(1, count + 1)]
+        gone = [file for file in files if not (output / file).is_file()]
+        if gone:
+            raise InputError(f"{output}: holds no {', '.join(gone)}; name a folder that all processes share")
+        with Predictions(output, run, names) as whole:
+            rows = whole.rows
+    return rows, run
 
 
 class _Run:
@@ -169,7 +217,7 @@ class _Run:
             row = {"set": asked.set, "video": asked.item.name, "key": self._key(seen), **seen.content._asdict()}
             row |= self._said(asked, seen, answer)
             if seen.clip is not None:
-                (self.predictions.folder / FRAMES / sheet_name(row)).write_bytes(seen.sheet)
+                sheet_of(self.predictions.folder, row).write_bytes(seen.sheet)
             self.predictions.add(row)
             if answer:
                 self.answered[row["key"]] = row
@@ -197,9 +245,9 @@ class _Run:
 _END: Any = object()
 
 
-def sheet_name(row: Mapping[str, Any]) -> str:
-    """The picture, in the folder `FRAMES`, of the frames that the model saw of a row's video."""
-    return f"{row['sha256'][:32]}.webp"
+def sheet_of(output: Path, row: Mapping[str, Any]) -> Path:
+    """The picture of the frames that the model saw of a row's video."""
+    return output / FRAMES / f"{row['sha256'][:32]}.webp"
 
 
 def _ask_all(judge: Judge, sets: Sequence[VideoSet], task: Task) -> list[Asked]:

@@ -1,4 +1,4 @@
-"""What a prediction depends on besides its video: weights and tokenizer go in, a short mark of them comes out.
+"""What a prediction depends on besides its video: a model and its tokenizer go in, a short mark of them comes out.
 
 The mark is of the numbers the model computes with, whatever files they came from, and is made where they are.
 """
@@ -13,18 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vqathinker_jax.model.config import ModelConfig
+
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
 
 _WIDTHS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def fingerprint(state: nnx.State, tokenizer: "Qwen2Tokenizer") -> str:
-    """A mark, 16 hexadecimal digits, that another value, name or dtype of any weight, or another token, changes."""
+def fingerprint(state: nnx.State, config: ModelConfig, tokenizer: "Qwen2Tokenizer") -> str:
+    """A mark, 16 hexadecimal digits, of weights (values, names, dtypes), dimensions and tokens."""
     values = {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
     sums = jax.device_get({name: _sum(value) for name, value in values.items()})
     marks = [(name, str(values[name].dtype), int(total)) for name, total in sorted(sums.items())]
-    text = json.dumps([marks, sorted(tokenizer.get_vocab().items())])
+    text = json.dumps([marks, repr(config), sorted(tokenizer.get_vocab().items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from vqathinker_jax.records import InputError
 
 Row = dict[str, Any]
 T = TypeVar("T")
-RUN, WHOLE, LOCK = "run.json", "predictions.jsonl", ".lock"
+RUN, LOCK = "run.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Share:
         """Of the names of this share's files."""
         return "" if self.of == 1 else f"-{self.number}-of-{self.of}"
 
+    @property
+    def file(self) -> str:
+        """The name of its file of rows."""
+        return f"predictions{self.suffix}.jsonl"
+
 
 ALL = Share()
 
@@ -69,29 +75,23 @@ class Predictions:
 
         run: what a row depends on besides the video's content, as JSON values.
 
-        Raises: InputError where the folder holds something else or another run, or another process is at work in it.
+        Raises: InputError where the folder holds something else or another run, another process is at work in it, or
+        one share of several is to start over, which would take the others' rows away.
         """
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: is a file; name a folder to write to")
-        if folder.is_dir() and not (folder / RUN).is_file() and any(path.name != LOCK for path in folder.iterdir()):
-            raise InputError(f"{folder}: holds other things than an evaluation; name a new or an empty folder")
+        check_folder(folder)
+        if share.of > 1 and not resume:
+            raise InputError(f"{folder}: a share cannot start over, other hosts' rows are there too; name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.rows = folder, dict[tuple[str, str], Row]()
+        self.folder = folder
+        self._path = folder / share.file
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked(folder / LOCK, shared=share.of > 1))
-            stack.enter_context(_locked(folder / f"{LOCK}{share.suffix}", shared=False) if share.of > 1 else stack)
+            if share.of > 1:
+                stack.enter_context(_locked(folder / f"{LOCK}{share.suffix}", shared=False))
             if not resume and (folder / RUN).is_file():
                 _forget(folder)
             _record_run(folder, dict(run), sets)
-            self._path = folder / f"predictions{share.suffix}.jsonl"
-            others = [path for path in sorted(folder.glob("predictions*.jsonl")) if path != self._path]
-            for path in [*others, self._path]:
-                self.rows |= read_rows(path)
-            own = self.rows if share.of == 1 else read_rows(self._path)
-            _write(self._path, "".join(map(_line, own.values())))
-            if share.of == 1:
-                for path in others:
-                    path.unlink()
+            self.rows = _open_rows(folder, share)
             self._file = stack.enter_context(self._path.open("ab", buffering=0))
             self._replaced = False
             self._held = stack.pop_all()
@@ -100,6 +100,10 @@ class Predictions:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave one row a video in the file, and the folder to others."""
         if self._replaced:
             _write(self._path, "".join(map(_line, read_rows(self._path).values())))
         self._held.close()
@@ -113,14 +117,45 @@ class Predictions:
         os.fsync(self._file.fileno())
 
 
+def check_folder(folder: Path) -> None:
+    """Nothing, where `folder` may take an evaluation: it is new, empty, or holds one.
+
+    Raises: InputError where it is a file, or a folder of other things.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder to write to")
+    strange = not (folder / RUN).is_file() and folder.is_dir() and any(map(_strange, folder.iterdir()))
+    if strange:
+        raise InputError(f"{folder}: holds other things than an evaluation; name a new or an empty folder")
+
+
+def _strange(path: Path) -> bool:
+    """Whether neither a lock nor what a killed process had begun to write."""
+    return not path.name.startswith((LOCK, f".{RUN}."))
+
+
+def _open_rows(folder: Path, share: Share) -> dict[tuple[str, str], Row]:
+    """All rows in the folder; this share's file holds its own from here on, whole, one a video, or all of the whole."""
+    own = folder / share.file
+    others = [path for path in sorted(folder.glob("predictions*.jsonl")) if path != own]
+    rows: dict[tuple[str, str], Row] = {}
+    for path in [*others, own]:
+        rows |= read_rows(path)
+    _write(own, "".join(map(_line, (rows if share.of == 1 else read_rows(own)).values())))
+    if share.of == 1:
+        for path in [*others, *folder.glob(f".{RUN}.*"), *folder.glob(".predictions*")]:
+            path.unlink()
+    return rows
+
+
 def read_run(folder: Path) -> dict[tuple[str, str], Row]:
     """The rows of a whole run in another folder.
 
     Raises: InputError where it holds none.
     """
-    if not (folder / WHOLE).is_file():
-        raise InputError(f"{folder}: holds no {WHOLE}; name the output folder of an evaluation")
-    return read_rows(folder / WHOLE)
+    if not (folder / ALL.file).is_file():
+        raise InputError(f"{folder}: holds no {ALL.file}; name the output folder of an evaluation")
+    return read_rows(folder / ALL.file)
 
 
 def read_rows(path: Path) -> dict[tuple[str, str], Row]:
@@ -177,10 +212,9 @@ def _record_run(folder: Path, run: Row, sets: set[str]) -> None:
 def _recorded(folder: Path) -> Row:
     try:
         former = json.loads((folder / RUN).read_bytes())
-        former["run"].keys(), set(former["sets"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {"run": dict(former["run"]), "sets": list(former["sets"])}
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"{folder}: its {RUN} is not an evaluation's; name another folder") from None
-    return former
 
 
 def _line(row: Row) -> str:
@@ -188,7 +222,10 @@ def _line(row: Row) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file at once."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    """Replace a file at once, on disk before the former one is gone."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # hosts that share the folder may share process ids
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)

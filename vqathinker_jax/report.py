@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,44 +27,51 @@ BUDGET = 48 << 20
 CURVE_POINTS = 80
 
 
+class Beside(NamedTuple):
+    """Another run over the same sets, to stand beside the one reported."""
+
+    name: str
+    results: Sequence[SetResult]
+
+
 def write(
     path: Path,
     results: Sequence[SetResult],
     summary: Mapping[str, Any],
     sheet_of: Callable[[Mapping[str, Any]], Path],
-    other: Sequence[SetResult] | None = None,
-    other_name: str = "",
+    beside: Beside | None = None,
 ) -> None:
-    """Write the report of sets and their summary, beside those of another run over the same sets if any.
+    """Write the report of sets and their summary, with another run's if any.
 
     sheet_of: from a row, the picture of the frames that the model saw (`feed.contact_sheet`), which may not exist.
     """
     sheets = _Sheets(sheet_of)
-    others = {result.name: result for result in other or ()}
+    others = {result.name: result for result in beside.results} if beside else {}
     rows = [row for result in results for row in _rows(result, others.get(result.name), sheets)]
+    figures = tables(summary, summarise(beside.results, {}), beside.name) if beside else tables(summary)
     data = {
         "run": " · ".join(f"{name} {value}" for name, value in summary["run"].items() if value not in ([], None)),
         "task": summary["run"].get("task", "score"),
         "labelled": any(result.agreement is not None for result in results),
         "columns": SHEET_COLUMNS,
-        "other": other_name if other else None,
-        "tables": [table._asdict() for table in tables(summary, other and summarise(other, {}), other_name)],  # pyright: ignore[reportArgumentType]
+        "other": beside.name if beside else None,
+        "tables": [table._asdict() for table in figures],
         "sets": [_set(result, others.get(result.name)) for result in results],
         "rows": rows,
     }
-    parts = {
-        "style": (TEMPLATE / "style.css").read_text(encoding="utf-8"),
-        "script": (TEMPLATE / "report.js").read_text(encoding="utf-8"),
-        "data": _embedded(data),
-        "sheets": "\n".join(sheets.encoded()),
-    }
-    page = (TEMPLATE / "page.html").read_text(encoding="utf-8")
-    before, *rest = page.split("{{")
+    path.write_text(_page(_embedded(data), "\n".join(sheets.encoded())), encoding="utf-8")
+
+
+def _page(data: str, sheets: str) -> str:
+    """The template with style, script, data and pictures in their places."""
+    texts = {file: (TEMPLATE / file).read_text(encoding="utf-8") for file in ("page.html", "style.css", "report.js")}
+    parts = {"style": texts["style.css"], "script": texts["report.js"], "data": data, "sheets": sheets}
+    before, *rest = texts["page.html"].split("{{")
     pieces = [before]
     for piece in rest:  # in one pass, so that nothing within a part is taken for a place
         name, after = piece.split("}}", 1)
         pieces += [parts[name], after]
-    path.write_text("".join(pieces), encoding="utf-8")
+    return "".join(pieces)
 
 
 def _embedded(data: Any) -> str:
@@ -107,7 +114,7 @@ def _row(
 ) -> dict[str, Any]:
     row, mos = entry.row or {}, entry.item.mos
     score = row.get("score")
-    residual = None if None in (fit, score, mos) else float(fit(np.array([score]))[0]) - mos  # pyright: ignore[reportOperatorIssue, reportOptionalCall]
+    residual = _residual(fit, score, mos)
     theirs = (other.row if other else None) or {}
     choice = entry.item.choice
     return {
@@ -131,6 +138,12 @@ def _row(
         "change": None if None in (score, theirs.get("score")) else score - theirs["score"],
         "other_said": theirs.get("thinking") or theirs.get("text") or theirs.get("reason") or "",
     }
+
+
+def _residual(fit: Logistic | None, score: float | None, mos: float | None) -> float | None:
+    if fit is None or score is None or mos is None:
+        return None
+    return float(fit(np.array([score]))[0]) - mos
 
 
 class _Sheets:

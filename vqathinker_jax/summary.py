@@ -100,16 +100,21 @@ class SetResult:
         return found
 
 
-def join(sets: Sequence[VideoSet], rows: Mapping[tuple[str, str], Row], *, resamples: int = 1000) -> list[SetResult]:
-    """The sets with their rows and figures; the intervals come from `resamples` draws."""
-    return [_result(found, rows, resamples) for found in sets]
+def join(
+    sets: Sequence[VideoSet], rows: Mapping[tuple[str, str], Row], *, rated: bool = True, resamples: int = 1000
+) -> list[SetResult]:
+    """The sets with their rows and figures; the intervals come from `resamples` draws.
+
+    rated: whether ratings were asked for; without, labels are kept and nothing is held against them.
+    """
+    return [_result(found, rows, rated, resamples) for found in sets]
 
 
-def _result(found: VideoSet, rows: Mapping[tuple[str, str], Row], resamples: int) -> SetResult:
+def _result(found: VideoSet, rows: Mapping[tuple[str, str], Row], rated: bool, resamples: int) -> SetResult:
     entries = tuple(Entry(item, rows.get((found.name, item.name))) for item in found.items)
     both = [(e.row["score"], e.item.mos) for e in entries if e.row and e.row.get("score") is not None]
     pairs = np.array([pair for pair in both if pair[1] is not None], np.float64).reshape(-1, 2)
-    labelled = any(item.mos is not None for item in found.items)
+    labelled = rated and any(item.mos is not None for item in found.items)
     return SetResult(found.name, entries, agreement(*pairs.T, resamples=resamples) if labelled else None)
 
 
@@ -149,24 +154,24 @@ def _curve(fit: Logistic | str) -> dict[str, Any]:
 
 
 def _accuracy(entries: Iterable[Entry]) -> dict[str, Any]:
-    """Right answers by category; a question without an answer counts as wrong."""
+    """Right answers, of all questions and by category; a question without an answer counts as wrong."""
     outcomes: dict[str, list[bool]] = {}
     for entry in entries:
         if entry.item.choice:
             outcomes.setdefault(entry.item.choice.category, []).append(entry.correct)
     every = [right for rights in outcomes.values() for right in rights]
-    shares = {"overall": every, **dict(sorted(outcomes.items()))}
-    return {
-        name: {"right": sum(rights), "questions": len(rights), "share": sum(rights) / len(rights)}
-        for name, rights in shares.items()
-    }
+    return {"overall": _share(every), "categories": {name: _share(outcomes[name]) for name in sorted(outcomes)}}
+
+
+def _share(rights: Sequence[bool]) -> dict[str, Any]:
+    return {"right": sum(rights), "questions": len(rights), "share": sum(rights) / len(rights)}
 
 
 def write(folder: Path, results: Sequence[SetResult], summary: Mapping[str, Any]) -> None:
-    """Write summary.json, summary.md and predictions.csv."""
+    """Write summary.json, summary.md and predictions.csv; bytes of a file's name that are no UTF-8 as escapes."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "summary.md").write_text(markdown(tables(summary)), encoding="utf-8")
-    with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+    (folder / "summary.md").write_text(markdown(tables(summary)), encoding="utf-8", errors="backslashreplace")
+    with (folder / "predictions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.DictWriter(file, [*COLUMNS, *TEXTS], restval="")
         table.writeheader()
         for result in results:

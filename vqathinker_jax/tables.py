@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fitted", "rmse_fitted")
 TITLES = ("SRCC", "KRCC", "PLCC (raw)", "PLCC (fitted)", "RMSE (fitted)")
+LISTED = 10
+"""Names of absent videos that a note holds; all stand in the report and the table of predictions."""
 Found = Mapping[str, Any]
 
 
@@ -53,6 +55,8 @@ def _agreement(summary: Found, other: Found | None, other_name: str) -> Table:
     for name, means in summary["averages"].items():
         values = (_number(means.get(figure)) for figure in FIGURES)
         rows.append([f"{name}, weighted mean", f"{len(means['sets'])} sets", *values])
+    if any(None in means.values() for means in summary["averages"].values()):
+        notes.append("A mean is undefined (–) where that of one of its sets is.")
     notes.append("In brackets: bootstrap 95 % intervals. Fitted: after the 4-parameter logistic fit.")
     return Table("Agreement with labels", ["Set", "Rated", *TITLES], rows, list(dict.fromkeys(notes)))
 
@@ -81,20 +85,39 @@ def _beside(name: str, numbers: Found) -> list[str]:
 
 
 def _accuracy(name: str, accuracy: Found) -> Table:
+    counts = [("overall", accuracy["overall"]), *accuracy["categories"].items()]
     rows = [
         [category, f"{counted['right']} of {counted['questions']}", f"{counted['share']:.1%}"]
-        for category, counted in accuracy.items()
+        for category, counted in counts
     ]
     return Table(f"{name}: accuracy", ["Category", "Right", "Share"], rows)
 
 
 def _counts(sets: Mapping[str, Found]) -> Table:
-    header = ["Set", "Videos", "Answered", "Unreadable", "Without a rating", "Cut off", "Absent"]
-    counted = ("videos", "rated", "unreadable", "unparsable", "cut_off")
+    header = ["Set", "Videos", "Answered", "Unreadable", "Unparsable", "Cut off", "Absent"]
     rows = [
-        [name, *(str(numbers[key]) for key in counted), str(len(numbers["absent"]))] for name, numbers in sets.items()
+        [
+            name,
+            *(str(numbers[key]) for key in ("videos", "rated", "unreadable")),
+            _share(numbers["unparsable"], numbers["parse_failure_rate"]),
+            _share(numbers["cut_off"], numbers["truncation_rate"]),
+            str(len(numbers["absent"])),
+        ]
+        for name, numbers in sets.items()
     ]
-    return Table("Counts", header, rows)
+    notes = [_absent(name, numbers) for name, numbers in sets.items() if numbers["absent"]]
+    return Table("Counts", header, rows, ["In brackets: of the videos that the model saw.", *notes])
+
+
+def _share(count: int, share: float | None) -> str:
+    return str(count) if share is None else f"{count} ({share:.1%})"
+
+
+def _absent(name: str, numbers: Found) -> str:
+    absent = numbers["absent"]
+    more = f" and {len(absent) - LISTED} more, in predictions.csv" if len(absent) > LISTED else ""
+    which = f"all {len(absent)} are absent: check the folder; " if len(absent) == numbers["videos"] else "absent: "
+    return f"{name}: {which}{', '.join(absent[:LISTED])}{more}"
 
 
 def _figure(figure: Found) -> str:

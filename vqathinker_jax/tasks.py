@@ -18,7 +18,7 @@ DESCRIBE = (
 )
 PICK = "Answer with the letter of the right option."
 _MARKED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_LETTER = re.compile(r"\(?([A-Z])\)?(?:[.:)]|$|\s)")
+_LETTER = re.compile(r"\(?([A-Z])(?:[.:)]|\s*(?:\n|$))")  # an article in front of a word is no letter of an option
 
 
 class Reading(NamedTuple):
@@ -62,13 +62,17 @@ def pick(text: str, options: tuple[str, ...]) -> int | None:
     """Which option (from 0) an answer names, by its letter in front or by its own text; None where it names none."""
     marked = _MARKED.findall(text)
     answer = (marked[-1] if marked else text).strip()
-    plain = [option.casefold().strip(" .") for option in options]
-    if answer.casefold().strip(" .") in plain:
-        return plain.index(answer.casefold().strip(" ."))
+    for place, (name, option) in enumerate(zip(LETTERS, options, strict=False)):
+        if _plain(answer) in {_plain(option), _plain(f"{name} {option}")}:
+            return place
     letter = _LETTER.match(answer)
     if letter and (place := LETTERS.index(letter[1])) < len(options):
         return place
     return None
+
+
+def _plain(text: str) -> str:
+    return text.casefold().strip(" .")
 
 
 def _choice(item: Item) -> Choice:

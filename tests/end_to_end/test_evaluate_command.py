@@ -52,7 +52,7 @@ def test_a_folder_goes_in_and_everything_comes_out(command, videos: Path, tmp_pa
     assert {path.name for path in (tmp_path / "out").iterdir()} >= WRITTEN
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 3
     printed = capsys.readouterr().out
-    assert "| videos | 3 | 0 | 0 | 3 | 3 | 0 |" in printed
+    assert "| videos | 3 | 0 | 0 | 3 (100.0%) | 3 (100.0%) | 0 |" in printed
     # Another list of the same videos is another run, and an empty folder of ours is not in its way.
     labels = videos / "labels.csv"
     assert command("evaluate", labels, "--output", tmp_path / "out", "--workers", "0") == 2
@@ -83,6 +83,10 @@ def test_descriptions_need_no_rating(command, videos: Path, tmp_path: Path):
         (["gone.json"], "cannot be read"),
         (["videos", "--batch-size", "0"], "batch size 0"),
         (["videos", "--share", "3/2"], "write which of how many"),
+        (["videos", "--coordinator", "127.0.0.1:1"], "1 processes with coordinator"),
+        (["videos", "--videos", "."], "is itself a folder of videos"),
+        (["videos", "--output", "videos/out"], "lies among the videos"),
+        (["videos", "--preset", "paper", "--task", "choice"], "has no questions"),
         (["videos", "--compare", "videos"], "holds no predictions.jsonl"),
         (["videos", "--preset", "paper"], "none of the paper's metas"),
         (["videos/labels.csv", "--task", "choice"], "no JSON"),
@@ -90,10 +94,12 @@ def test_descriptions_need_no_rating(command, videos: Path, tmp_path: Path):
 )
 @pytest.mark.usefixtures("videos")
 def test_wrong_usage_is_one_error_and_status_2(command, tmp_path: Path, capsys, arguments: list[str], found: str):
-    assert command("evaluate", *arguments, "--output", tmp_path / "out") == 2
+    given = arguments if "--output" in arguments else [*arguments, "--output", tmp_path / "out"]
+    assert command("evaluate", *given) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert any(found in line for line in errors)
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "videos" / "out").exists()
 
 
 def test_windows_draw_a_curve_for_each_video(command, videos: Path, tmp_path: Path, capsys):
@@ -101,5 +107,6 @@ def test_windows_draw_a_curve_for_each_video(command, videos: Path, tmp_path: Pa
     (told,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert len(told["moments"]) == 3
     assert {path.name for path in (tmp_path / "curves").iterdir()} == {"2.mp4.json", "2.mp4.png"}
-    assert command("score", videos / "2.mp4", "--window", "0") == 2
+    for window in "0", "inf", "nan":
+        assert command("score", videos / "2.mp4", "--window", window) == 2
     assert command("score", videos / "2.mp4", "--window", "1", "--decoder", "decord") == 2

@@ -62,6 +62,11 @@ def test_the_same_call_gives_the_same_verdicts_drawn_or_not(checkpoint: Path, vi
     assert texts(vqathinker.score(other, videos)) != expected
 
 
+def test_a_batch_of_none_is_refused(judge: vqathinker.Judge, videos: list[Path]):
+    with pytest.raises(InputError, match="batch_size is 0: give at least 1"):
+        vqathinker.score(judge, videos, batch_size=0)
+
+
 WRONG = [((2, 4, 4, 3), np.float32), ((4, 4, 3), np.uint8), ((0, 4, 4, 3), np.uint8)]
 
 

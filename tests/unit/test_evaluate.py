@@ -14,7 +14,7 @@ from tests import checkpoints, clips
 from tests.evaluation import FRAMES, open_judge, rate_by_text
 from vqathinker_jax import summary
 from vqathinker_jax.data.labels import Choice, Item, VideoSet, read_sets
-from vqathinker_jax.evaluate import Pace, Progress, evaluate, sheet_name
+from vqathinker_jax.evaluate import Pace, Progress, evaluate, sheet_of
 from vqathinker_jax.judge import Judge
 from vqathinker_jax.predictions import Share
 from vqathinker_jax.records import InputError
@@ -87,7 +87,7 @@ def test_every_video_has_one_row_and_failures_their_reasons(uninterrupted: Path,
         row = rows[f"{number}.mp4"]
         assert row["text"]
         assert len(row["frame_indices"]) == len(row["frame_times_s"]) == FRAMES
-        assert (uninterrupted / "frames" / sheet_name(row)).stat().st_size > 0
+        assert sheet_of(uninterrupted, row).stat().st_size > 0
     found = json.loads((uninterrupted / "summary.json").read_text())["sets"]["labels"]
     assert found["videos"] == CLIPS
     assert found["unreadable"] == DAMAGED
@@ -220,7 +220,8 @@ def test_choices_are_counted_by_category(judge: Judge, labels: Path, tmp_path: P
     found = VideoSet("questions", tuple(item(number, "kind" if number else "place") for number in range(3)))
     rows, run = evaluate(judge, [found], tmp_path, TASKS["choice"], pace=HERE)
     accuracy = summary.summarise(summary.join([found], rows), run)["sets"]["questions"]["accuracy"]
-    assert {name: counted["questions"] for name, counted in accuracy.items()} == {"overall": 3, "kind": 2, "place": 1}
+    assert accuracy["overall"]["questions"] == 3
+    assert {name: counted["questions"] for name, counted in accuracy["categories"].items()} == {"kind": 2, "place": 1}
     # Each question is another prompt about the same file.
     assert len({row["key"] for row in rows.values()}) == 3
 

@@ -78,7 +78,7 @@ def test_two_processes_on_one_output_are_refused(tmp_path: Path):
     other.start()
     try:
         assert ready.wait(60)
-        for options in ({}, {"resume": False}, {"share": Share(1, 2)}):
+        for options in {}, {"resume": False}, {"share": Share(1, 2)}:
             with pytest.raises(InputError, match="another process is writing there"):
                 Predictions(tmp_path / "out", RUN, SETS, **options)
     finally:
@@ -112,6 +112,22 @@ def test_sets_may_be_added(tmp_path: Path):
         predictions.add(row("a.mp4"))
     with Predictions(tmp_path, RUN, SETS | {"two"}) as predictions:
         assert len(predictions.rows) == 1
+
+
+def test_what_a_kill_left_of_the_first_writing_is_no_obstacle(tmp_path: Path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".run.json.12ab").write_text('{"ru')
+    with Predictions(tmp_path, RUN, SETS) as predictions:
+        predictions.add(row("a.mp4"))
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "run.json", "predictions.jsonl"}
+
+
+def test_a_share_cannot_start_over(tmp_path: Path):
+    with Predictions(tmp_path, RUN, SETS, share=Share(1, 2)) as first:
+        first.add(row("a"))
+        with pytest.raises(InputError, match="a share cannot start over"):
+            Predictions(tmp_path, RUN, SETS, share=Share(2, 2), resume=False)
+    assert lines(tmp_path, "predictions-1-of-2.jsonl") == [row("a")]
 
 
 @pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {"run.json": "[]"}, {"run.json": '{"run": 3, "sets": []}'}])

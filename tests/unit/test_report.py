@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = summary.join(sets, rows, resamples=20)
     other = summary.join(sets, planted(change=-0.5)[1], resamples=20)
     figures = summary.summarise(results, {"checkpoint": NASTY, "task": "score"})
-    report.write(folder / "report.html", results, figures, sheet_of(folder), other, "the other")
+    report.write(folder / "report.html", results, figures, sheet_of(folder), report.Beside("the other", other))
     return folder
 
 
@@ -151,14 +151,14 @@ def test_a_browser_sorts_searches_and_opens_rows_without_an_error(folder: Path, 
         assert len(page.run(names)) == 100
         assert page.run(names)[0] == "100.mp4", "the worst disagreement stands first"
         assert page.run("document.querySelectorAll('#failures tbody tr').length") == 20
-        assert page.run("document.querySelectorAll('canvas').length") == 3
+        assert page.run("document.querySelectorAll('canvas').length") == 6, "three plots a set"
 
         page.run("document.querySelector('th[data-key=score]').click()")
         assert page.run(ratings) == sorted(page.run(ratings), reverse=True)
         page.run("document.querySelector('th[data-key=score]').click()")
         assert page.run(ratings) == sorted(page.run(ratings))
-        page.run("document.getElementById('on').click()")
-        assert page.run("document.getElementById('page').textContent") == "2 of 5"
+        page.run("document.querySelector('.pages[data-of=videos] button:last-child').click()")
+        assert page.run("document.querySelector('.pages[data-of=videos] span').textContent") == "2 of 5"
 
         page.run("document.getElementById('search').value = 'NUMBER 9. note'")
         page.run("document.getElementById('search').dispatchEvent(new Event('input'))")

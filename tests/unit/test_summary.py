@@ -78,6 +78,7 @@ def test_a_mean_over_an_undefined_set_is_undefined():
     made = summary.summarise(summary.join([first, second], rows | more, resamples=10), {})
     assert made["averages"]["all"]["srcc"] is None
     assert "two: 2 videos: correlation needs 3" in markdown(tables(made))
+    assert "A mean is undefined (–) where that of one of its sets is." in markdown(tables(made))
 
 
 def test_names_break_neither_tables_nor_files(tmp_path: Path):
@@ -99,7 +100,7 @@ def test_accuracy_counts_questions_without_an_answer_as_wrong():
     def item(number: int, category: str) -> Item:
         return Item(f"q{number}", Path("x"), choice=Choice("?", ("a", "b"), 1, category))
 
-    found = VideoSet("q", (item(0, "x"), item(1, "x"), item(2, "y"), item(3, "y")))
+    found = VideoSet("q", (item(0, "x"), item(1, "x"), item(2, "overall"), item(3, "overall")))
     chosen = {0: "B", 1: "A", 2: None}
     rows = {
         ("q", f"q{number}"): {"status": "ok" if letter else "failed", "text": "", "chosen": letter, "reason": None}
@@ -108,6 +109,38 @@ def test_accuracy_counts_questions_without_an_answer_as_wrong():
     accuracy = summary.summarise(summary.join([found], rows), {})["sets"]["q"]["accuracy"]
     assert accuracy == {
         "overall": {"right": 1, "questions": 4, "share": 0.25},
-        "x": {"right": 1, "questions": 2, "share": 0.5},
-        "y": {"right": 0, "questions": 2, "share": 0.0},
+        "categories": {
+            "overall": {"right": 0, "questions": 2, "share": 0.0},
+            "x": {"right": 1, "questions": 2, "share": 0.5},
+        },
     }
+
+
+def test_rates_and_absent_videos_stand_in_the_counts():
+    found, rows = rated("mine", 30)
+    for number in range(2, 17):
+        del rows["mine", f"{number}.mp4"]
+    rows["mine", "0.mp4"] |= {"status": "failed", "score": None, "reason": "no <answer> tags", "cut_off": True}
+    text = markdown(tables(summary.summarise(summary.join([found], rows, resamples=10), {})))
+    assert "| mine | 30 | 14 | 0 | 1 (6.7%) | 1 (6.7%) | 15 |" in text
+    names = ", ".join(f"{number}.mp4" for number in range(2, 12))
+    assert f"- mine: absent: {names} and 5 more, in predictions.csv" in text
+    text = markdown(tables(summary.summarise(summary.join([found], {}, resamples=10), {})))
+    assert "- mine: all 30 are absent: check the folder; 0.mp4, " in text
+
+
+def test_labels_are_not_held_against_descriptions():
+    found, _ = rated("mine", 2)
+    row = {"status": "ok", "reason": None, "text": "Sharp.", "answer": "Sharp.", "cut_off": False}
+    (result,) = summary.join([found], {("mine", "0.mp4"): row}, rated=False)
+    assert "srcc" not in result.numbers()
+    assert result.entries[0].fields()["mos"] == 0.0
+
+
+def test_a_name_that_is_no_utf_8_ends_no_run(tmp_path: Path):
+    found, rows = rated("mine", 6, video="{}\udcff.mp4")
+    rows.pop(("mine", "0\udcff.mp4"))
+    results = summary.join([found], rows, resamples=10)
+    summary.write(tmp_path, results, summary.summarise(results, {}))
+    assert "1\\udcff.mp4" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
+    assert "absent: 0\\udcff.mp4" in (tmp_path / "summary.md").read_text(encoding="utf-8")

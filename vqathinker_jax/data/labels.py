@@ -69,6 +69,8 @@ def read_sets(meta: Path, folder: Path | None = None) -> tuple[VideoSet, ...]:
     Raises:
         InputError: the list of all faults, one a line.
     """
+    if meta.is_dir() and folder is not None:
+        raise InputError(f"{meta}: is itself a folder of videos; leave --videos out, or name a list of what is in it")
     if meta.suffix.lower() not in {".yaml", ".yml"}:
         return (_read_set(meta, folder),)
     report = Report()

@@ -27,8 +27,8 @@ class Span:
     stride_s: float = 0.0
 
     def __post_init__(self):
-        if not self.window_s > 0 or not 0 <= self.stride_s < float("inf"):
-            raise InputError(f"a window of {self.window_s:g} s every {self.stride_s:g} s: give seconds above 0")
+        if not 0 < self.window_s < float("inf") or not 0 <= self.stride_s < float("inf"):
+            raise InputError(f"a window of {self.window_s:g} s every {self.stride_s:g} s: give finite seconds above 0")
 
     def starts(self, length_s: float) -> list[float]:
         """When windows begin in a video whose last frame begins at `length_s`; the last reaches its end."""

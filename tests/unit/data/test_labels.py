@@ -99,6 +99,11 @@ def test_faults_are_told_with_their_place(tmp_path: Path, videos: Path, name: st
     assert fault in str(told.value)
 
 
+def test_a_folder_of_videos_takes_no_other_folder(videos: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="is itself a folder of videos; leave --videos out"):
+        read_sets(videos, tmp_path)
+
+
 @pytest.mark.usefixtures("videos")
 def test_two_sets_of_one_name_are_refused(tmp_path: Path):
     (tmp_path / "set.csv").write_text(table(SCORES), encoding="utf-8")

@@ -4,7 +4,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const sheets = document.getElementById("sheets").textContent.split("\n");
 const PER_PAGE = 100;
 const byId = (id) => document.getElementById(id);
-const state = { set: "", search: "", sort: data.labelled ? "off" : "score", down: true, page: 0, shown: [] };
+const state = { set: "", search: "", sort: data.labelled ? "off" : "score", down: true, pages: { videos: 0, failures: 0 } };
+let shown = [], failed = [];
 
 function make(tag, text = "", attributes = {}) {
   const node = document.createElement(tag);
@@ -115,11 +116,13 @@ function plot(caption, labels, points, curve, colour) {
 
 function showPlots() {
   byId("scatters").replaceChildren();
-  const name = state.set || data.sets.find((set) => set.labelled)?.name;
-  const set = data.sets.find((found) => found.name === name);
-  byId("plots").hidden = !set?.labelled;
-  if (!set?.labelled) return;
-  const rows = data.rows.filter((row) => row.set === name && row.mos !== null);
+  const sets = data.sets.filter((set) => set.labelled && (!state.set || set.name === state.set));
+  byId("plots").hidden = !sets.length;
+  sets.forEach(plotSet);
+}
+
+function plotSet(set) {
+  const name = set.name, rows = data.rows.filter((row) => row.set === name && row.mos !== null);
   const pairs = (key) => rows.filter((row) => row[key] !== null).map((row) => [row[key], row.mos, row]);
   if (pairs("score").length) plot(`${name}: ratings and labels`, ["rating", "label"], pairs("score"), set.curve, "--mark");
   const off = rows.filter((row) => row.residual !== null).map((row) => [row.mos, row.residual, row]);
@@ -141,22 +144,24 @@ const COLUMNS = [
 ].filter(([key]) => data.labelled || !["mos", "residual", "off"].includes(key))
  .filter(([key]) => data.task === "score" || !["score"].includes(key));
 
-const sortable = (row, key) => (key === "off" ? row.off : key === "notes" ? row.health.length : row[key]) ?? null;
+const collator = new Intl.Collator(undefined, { numeric: true });
+const sortable = (row, key) => (key === "notes" ? row.health.length : row[key]) ?? null;
 
 function compare(a, b) {
   const [x, y] = [sortable(a, state.sort), sortable(b, state.sort)];
   if (x === null || y === null) return (x === null) - (y === null);
-  const order = typeof x === "string" ? x.localeCompare(y, undefined, { numeric: true }) : x - y;
+  const order = typeof x === "string" ? collator.compare(x, y) : x - y;
   return state.down ? -order : order;
 }
 
 function select() {
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
-  const text = (row) => (row.all ??= [row.video, row.said, row.reason, ...row.health].join("\n").toLowerCase());
+  const text = (row) => (row.all ??= [row.set, row.video, row.said, row.reason, row.question, ...row.health].join("\n").toLowerCase());
   const fits = (row) => (!state.set || row.set === state.set) && words.every((word) => text(row).includes(word));
-  state.shown = data.rows.filter((row) => row.status === "ok" && fits(row)).sort(compare);
+  shown = data.rows.filter((row) => row.status === "ok" && fits(row)).sort(compare);
+  failed = data.rows.filter((row) => row.status !== "ok" && fits(row));
   showTable();
-  showFailures(data.rows.filter((row) => row.status !== "ok" && fits(row)));
+  showFailures();
 }
 
 function opening(row, cells) {
@@ -167,35 +172,44 @@ function opening(row, cells) {
   return line;
 }
 
+function showPage(id, header, rows, cells) {
+  const last = Math.max(0, Math.ceil(rows.length / PER_PAGE) - 1), page = Math.min(state.pages[id], last);
+  state.pages[id] = page;
+  const here = rows.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
+  fillTable(byId(id), header, here.map((row) => opening(row, cells(row))));
+  const pages = document.querySelector(`.pages[data-of=${id}]`);
+  pages.hidden = last === 0;
+  pages.querySelector("span").textContent = `${page + 1} of ${last + 1}`;
+}
+
+function turn(changes) {
+  Object.assign(state, changes, { pages: { videos: 0, failures: 0 } });
+  select();
+}
+
 function showTable() {
   const header = make("tr");
   for (const [key, title, places] of COLUMNS) {
     const arrow = state.sort === key ? (state.down ? " ↓" : " ↑") : "";
     const head = make("th", title + arrow, { class: places === null ? "sortable" : "sortable number", "data-key": key });
     head.addEventListener("click", () => {
-      Object.assign(state, { sort: key, down: state.sort === key ? !state.down : places !== null, page: 0 });
-      select();
+      turn({ sort: key, down: state.sort === key ? !state.down : places !== null });
     });
     header.append(head);
   }
-  const pages = Math.max(1, Math.ceil(state.shown.length / PER_PAGE));
-  state.page = Math.min(state.page, pages - 1);
   const cell = (row, [key, , places]) => {
     const value = sortable(row, key);
     return make("td", places === null ? value ?? "–" : digits(value, places), places === null ? {} : { class: "number" });
   };
-  const rows = state.shown.slice(state.page * PER_PAGE, (state.page + 1) * PER_PAGE);
-  fillTable(byId("videos"), header, rows.map((row) => opening(row, COLUMNS.map((column) => cell(row, column)))));
-  byId("found").textContent = `${state.shown.length} of ${data.rows.filter((row) => row.status === "ok").length}`;
-  byId("page").textContent = `${state.page + 1} of ${pages}`;
-  byId("pages").hidden = pages === 1;
+  showPage("videos", header, shown, (row) => COLUMNS.map((column) => cell(row, column)));
+  byId("found").textContent = `${shown.length} of ${data.rows.filter((row) => row.status === "ok").length}`;
 }
 
-function showFailures(rows) {
+function showFailures() {
   const header = make("tr");
   header.append(...["Set", "Video", "What happened", "Why"].map((title) => make("th", title)));
   const cells = (row) => [row.set, row.video, row.status, row.reason ?? ""].map((text) => make("td", text));
-  fillTable(byId("failures"), header, rows.map((row) => opening(row, cells(row))));
+  showPage("failures", header, failed, cells);
   byId("failed").hidden = !data.rows.some((row) => row.status !== "ok");
 }
 
@@ -239,10 +253,14 @@ function open(row) {
 }
 
 byId("close").addEventListener("click", () => byId("video").close());
-byId("search").addEventListener("input", (event) => { Object.assign(state, { search: event.target.value, page: 0 }); select(); });
-byId("set").addEventListener("change", (event) => { Object.assign(state, { set: event.target.value, page: 0 }); showPlots(); select(); });
-byId("back").addEventListener("click", () => { state.page = Math.max(0, state.page - 1); showTable(); });
-byId("on").addEventListener("click", () => { state.page += 1; showTable(); });
+byId("search").addEventListener("input", (event) => turn({ search: event.target.value }));
+byId("set").addEventListener("change", (event) => { turn({ set: event.target.value }); showPlots(); });
+for (const pages of document.querySelectorAll(".pages")) {
+  const show = { videos: showTable, failures: showFailures }[pages.dataset.of];
+  const [back, on] = pages.querySelectorAll("button");
+  back.addEventListener("click", () => { state.pages[pages.dataset.of] = Math.max(0, state.pages[pages.dataset.of] - 1); show(); });
+  on.addEventListener("click", () => { state.pages[pages.dataset.of] += 1; show(); });
+}
 byId("set").append(make("option", "all", { value: "" }), ...data.sets.map(({ name }) => make("option", name, { value: name })));
 showFigures();
 showPlots();

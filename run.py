@@ -41,7 +41,7 @@ JSON_HELP = "One JSON object a line on standard output, and nothing else there."
 Video = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")]
 Source = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
 Target = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
-SlowFastPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 AsJson = Annotated[Flag, tyro.conf.arg(name="json", help=JSON_HELP, help_behavior_hint="")]
 Videos = Annotated[
@@ -58,7 +58,7 @@ class ModelOptions:
         DEMO / "checkpoint"
     )
     """Folder of a checkpoint: one from Hugging Face (chat or Transformers format) or one made by `convert`."""
-    slowfast: SlowFastPath = None
+    slowfast: OptionalPath = None
     """SlowFast weights (SLOWFAST_8x8_R50.pyth), for a checkpoint that has a motion branch but not these."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic and weights; auto is bfloat16 on an accelerator, float32 on a CPU."""
@@ -237,7 +237,7 @@ def _share(text: str, coordinator: str) -> "tuple[Share, bool]":
 def convert(
     source: Source,
     target: Target,
-    slowfast: SlowFastPath = None,
+    slowfast: OptionalPath = None,
     fresh_motion: Flag = False,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
     force: Flag = False,
@@ -254,7 +254,7 @@ def convert(
         slowfast: SlowFast weights, for a checkpoint that does not have them.
         fresh_motion: Give a plain InternVL3 a motion branch, as training starts from; its projector knows nothing yet.
         dtype: Dtype of the written weights; stored keeps each tensor's own.
-        force: Replace a target that is not empty.
+        force: Replace a checkpoint that is in target.
     """
     from convert.native import convert_checkpoint
     from vqathinker_jax.checkpoint import read_config
@@ -272,7 +272,7 @@ def export(
     source: Source,
     target: Target,
     to: Annotated[Literal["chat", "transformers"], tyro.conf.arg(name="format")],
-    slowfast: SlowFastPath = None,
+    slowfast: OptionalPath = None,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
     force: Flag = False,
 ) -> int:
@@ -284,8 +284,7 @@ def export(
     Args:
         source: Folder of a native checkpoint, or of one in either format.
         target: Folder to write.
-        to: chat holds everything as the original has it; transformers is for InternVLForConditionalGeneration, with the
-            motion branch in a file beside.
+        to: chat: all as the original has it; transformers: for its class, with the motion branch in a file beside.
         slowfast: SlowFast weights, for a checkpoint that has a motion branch but not these.
         dtype: Dtype of the written weights; stored keeps each tensor's own.
         force: Replace a checkpoint that is in target.
@@ -449,21 +448,24 @@ def synthesize(
 
 def crosscheck(
     checkpoint: Path,
-    video: Path = DEMO / "clips" / "pristine.mp4",
+    video: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: a bundled clip)")] = (
+        DEMO / "clips" / "pristine.mp4"
+    ),
     dtype: Literal["float32", "bfloat16"] = "float32",
     reference: Literal["transformers", "remote-code"] = "transformers",
-    gradients: bool = False,
-    save: Path | None = None,
-    against: Path | None = None,
+    gradients: Flag = False,
+    save: OptionalPath = None,
+    against: OptionalPath = None,
     output: Path = Path("crosscheck"),
     weights: Literal["auto", "memory", "disk"] = "auto",
-    slowfast: Path | None = None,
+    slowfast: OptionalPath = None,
     frames: int = 6,
     image_size: int = 560,
     tokens: int = 32,
 ) -> int:
     """Hold this model against PyTorch's, stage by stage, on the same weights and video; exit status 1: they differ.
 
+    For example:
       python run.py crosscheck --checkpoint VQAThinker-8B
       python run.py crosscheck --checkpoint VQAThinker-8B --save half       (where PyTorch is)
       python run.py crosscheck --checkpoint VQAThinker-8B --against half    (where the accelerator is)
@@ -471,34 +473,33 @@ def crosscheck(
     Args:
         checkpoint: Folder from Hugging Face, in chat or Transformers' format.
         video: What both look at.
-        dtype: Of weights and activations on both sides.
+        dtype: Of weights and activations on both sides; float32 tells faults from rounding best.
         reference: remote-code runs the Python files in the checkpoint's folder: only for folders you trust.
         gradients: Compare the gradient of a GRPO loss by every weight too.
         save: Record the reference's half in this folder, and stop.
-        against: Take the reference's half from this folder; PyTorch is not needed.
+        against: Take the reference's half from this folder, and what both look at; PyTorch is not needed.
         output: Folder for crosscheck.json and crosscheck.png.
         weights: disk reads each layer when it runs; auto does so where memory is short.
         slowfast: SlowFast weights, for a checkpoint that has a motion branch but not these.
         frames: Frames taken from the video.
         image_size: Side, in pixels, of the square each frame is resized to.
-        tokens: How many tokens of the answer are compared.
+        tokens: How many tokens of the answer are compared; from disk each takes all layers once more.
     """
     from convert.crosscheck import Halves, make_task
     from convert.crosscheck import crosscheck as check
 
     halves = Halves(save, against, weights, reference, slowfast)
     inputs = {"frames": frames, "image_size": image_size, "tokens": tokens, "dtype": dtype, "gradients": gradients}
-    agree = check(
-        checkpoint,
-        halves,
-        lambda: make_task(checkpoint, video, **inputs, slowfast=slowfast),
-        output,
-        console.print_lines,
-    )
+
+    def say(line: str) -> None:
+        console.print_lines(line)
+        sys.stdout.flush()  # a stage may take minutes
+
+    agree = check(checkpoint, halves, lambda: make_task(checkpoint, video, **inputs, slowfast=slowfast), output, say)
     return int(not agree)
 
 
-def doctor(checkpoint: Path | None = None, slowfast: Path | None = None) -> int:
+def doctor(checkpoint: OptionalPath = None, slowfast: OptionalPath = None) -> int:
     """Check this installation: versions, devices, decoders, and a bundled clip scored against its recorded result.
 
     Args:
@@ -507,6 +508,8 @@ def doctor(checkpoint: Path | None = None, slowfast: Path | None = None) -> int:
     """
     from vqathinker_jax.doctor import examine, report
 
+    if checkpoint is None and slowfast:
+        raise InputError(f"doctor: {slowfast} belongs to a checkpoint; name that one with --checkpoint")
     if checkpoint is None:
         return examine(DEMO, lambda: _open(ModelOptions()))
     from convert.integrity import examine_checkpoint

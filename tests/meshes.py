@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from tests.models import CONTEXT, PAD, PLAIN, STOP, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax.data.prompt import pad_left
-from vqathinker_jax.generate import Sampling, encode, generate
+from vqathinker_jax.generate import Sampling, begin, decode, encode, generate, prefill
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.optim import OptimizerConfig, trainable
 from vqathinker_jax.rewards import Ratings
@@ -88,19 +88,21 @@ def results(mesh: Mesh, *, scoring: bool) -> dict[str, Any]:
 
 
 def scored(graph: Any, acting: nnx.State, placed: Rollout) -> dict[str, Any]:
-    """A greedy completion of each video, and its log-probs."""
-    made = generate(
-        graph,
-        acting,
-        encode(graph, acting, placed.frames_PFYXC),
-        placed.ids_PS,
-        placed.mask_PS,
-        context_id=CONTEXT,
-        stop_id=STOP,
-        pad_id=PAD,
-        sampling=Sampling(C),
-    )
-    return {"ids": made.ids_PGC.tolist(), "log_probs": made.log_probs_PGC.tolist()}
+    """A greedy completion of each video, its log-probs, and what decoding gathers."""
+    asked = encode(graph, acting, placed.frames_PFYXC), placed.ids_PS, placed.mask_PS
+    ending = {"stop_id": STOP, "pad_id": PAD, "sampling": Sampling(C)}
+    made = generate(graph, acting, *asked, context_id=CONTEXT, **ending)
+    logits_PV, prompt = prefill(graph, acting, *asked, context_id=CONTEXT)
+    keys_PG = jax.random.split(jax.random.key(0), (P, 1))
+    decoding = begin(graph, acting, logits_PV, keys_PG, **ending)
+    text = decode.lower(graph, acting, prompt, decoding, keys_PG, jnp.int32(C), **ending).compile().as_text() or ""
+    layers = jax.tree.leaves(acting["language"]["layers"])
+    return {
+        "ids": made.ids_PGC.tolist(),
+        "log_probs": made.log_probs_PGC.tolist(),
+        "gathered_by_decode": [sorted(shape) for shape in gathered(text)],
+        "matrices": [sorted(x.shape[1:]) for x in layers if x.ndim > 2],
+    }
 
 
 def gathered(text: str) -> list[list[int]]:

@@ -155,7 +155,8 @@ def decode(
         newest_PG = jax.lax.dynamic_index_in_dim(decoding.ids_PGC, place, axis=2, keepdims=False)
         hidden_PGD = model.language.embed(newest_PG, model.dtype)
         hidden_PGD, cache = model.language.decode(hidden_PGD, prompt, decoding.cache, place)
-        return _write(decoding, model.language.logits(hidden_PGD), keys_PG, cache, sampling, stop_id, pad_id)
+        logits_PGV = model.layout.rows(model.language.logits(hidden_PGD))
+        return _write(decoding, logits_PGV, keys_PG, cache, sampling, stop_id, pad_id)
 
     made = jax.lax.while_loop(unfinished, token, decoding)
     return Decoding(made.written, *map(model.layout.rows, made[1:-1]), made.cache)  # pyright: ignore[reportCallIssue]

@@ -20,6 +20,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIPS = re.compile(r"known_trip_count\W+n\W+(\d+)")
 
 
@@ -62,12 +63,17 @@ def read_work(text: str, devices: int, unknown_trips: int = 1) -> Work:
     fused: set[str] = set()
     _count(modules, entry, 1, times, fused, unknown_trips)
     moved, sent = 0, defaultdict(lambda: Sent(0, 0, 0))
+    started: set[str] = set()
     for name, often in times.items():
         types = {each.name: each.type for each in modules[name]}
         for each in modules[name]:
             kind = each.operation.removesuffix("-start")
-            if kind in _COLLECTIVES:
-                size, group = _largest(each.type), _group_size(each.line, devices)
+            channel = _CHANNEL.search(each.line)
+            # A collective that runs beside others is written into the fusion of each of them.
+            again = name in fused and channel is not None and channel[1] in started
+            if kind in _COLLECTIVES and not again:
+                started |= {channel[1]} if channel else set()
+                size, group = _result(each), _group_size(each.line, devices)
                 passed = _passed(kind, size, group)
                 before = sent[kind]
                 sent[kind] = Sent(before.count + often, before.moved + often * size, before.passed + often * passed)
@@ -99,9 +105,12 @@ def _arrays(text: str) -> list[int]:
     ]
 
 
-def _largest(text: str) -> int:
-    """Bytes of the largest array of a type, wherever it lies: an asynchronous start gives its operand too."""
-    return max(_arrays(re.sub(r"S\(\d\)", "", text)), default=0)
+def _result(collective: Instruction) -> int:
+    """Bytes of what a collective gives, wherever that lies."""
+    arrays = _arrays(re.sub(r"S\(\d\)", "", collective.type))
+    # Several arrays may be summed at once; other asynchronous starts give their operand too.
+    whole = not collective.operation.endswith("-start") or collective.operation.startswith("all-reduce")
+    return sum(arrays) if whole else max(arrays, default=0)
 
 
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -127,7 +136,7 @@ def _count(
 ) -> None:
     times[name] += often
     for each in modules[name]:
-        called = [n.strip(" %") for group in _CALLED.findall(each.line) for n in group.split(", ")]
+        called = _called(each)
         trips = 1
         if each.operation == "while":
             trips = _trips(each.line, modules) or unknown
@@ -138,6 +147,11 @@ def _count(
                 _count(modules, inner, often * trips, times, fused, unknown)
 
 
+def _called(each: Instruction) -> list[str]:
+    """Names of the computations that an operation runs, and perhaps words that are none."""
+    return [name.strip(" %") for group in _CALLED.findall(each.line) for name in group.split(", ")]
+
+
 def _trips(line: str, modules: dict[str, list[Instruction]]) -> int | None:
     """How often a loop runs, where that is known: as its backend says, or as its condition compares a counter."""
     if known := _TRIPS.search(line):
@@ -145,8 +159,8 @@ def _trips(line: str, modules: dict[str, list[Instruction]]) -> int | None:
     condition = re.search(r"condition=%?([\w.\-]+)", line)
     lines = list(modules.get(condition[1], [])) if condition else []
     for each in list(lines):
-        inner = _CALLED.search(each.line)
-        lines += modules.get(inner[1].strip("%"), []) if inner else []
+        for inner in _called(each):
+            lines += modules.get(inner, [])
     if {each.operation for each in lines} - {
         "parameter",
         "get-tuple-element",
@@ -168,28 +182,42 @@ def _traffic(each: Instruction, types: dict[str, str], modules: dict[str, list[I
         return 2 * type_bytes(each.type)
     if each.operation == "dynamic-update-slice":
         return 2 * type_bytes(types.get(each.operands[1], ""))
-    called = _CALLED.search(each.line)
-    body = modules.get(called[1].strip("%"), []) if called and each.operation == "fusion" else []
-    read = sum(_read(body, index, types.get(name, "")) for index, name in enumerate(each.operands))
+    called = _called(each)
+    body = modules.get(called[0], []) if called and each.operation == "fusion" else []
+    read = sum(_read(body, index, types.get(name, ""), modules) for index, name in enumerate(each.operands))
     return read + _written(body, each.type)
 
 
-def _read(body: list[Instruction], index: int, kind: str) -> int:
-    """Bytes that a fusion reads of an operand: of one that is only sliced, the slices."""
+def _read(body: list[Instruction], index: int, kind: str, modules: dict[str, list[Instruction]]) -> int:
+    """Bytes that a fusion reads of an operand: of one that is only sliced, by it or by fusions in it, the slices."""
     parameter = next((x.name for x in body if x.operation == "parameter" and f"parameter({index})" in x.line), None)
-    users = [x for x in body if parameter in x.operands] if parameter else []
-    if users and all(x.operation == "dynamic-slice" for x in users):
-        return sum(type_bytes(x.type) for x in users)
-    if users and all(x.operation == "dynamic-update-slice" and x.operands[0] == parameter for x in users):
-        return 0
-    return type_bytes(kind)
+    same = {parameter}
+    for each in body:
+        if each.operation == "bitcast" and each.operands[0] in same:
+            same.add(each.name)
+    whole, parts = type_bytes(kind), 0
+    users = [x for x in body if same & set(x.operands) and x.operation != "bitcast"]
+    for user in users:
+        first = user.operands[0] in same
+        if user.operation == "dynamic-slice" and first:
+            parts += type_bytes(user.type)
+        elif user.operation == "fusion":
+            inner = modules.get(_called(user)[0], [])
+            parts += sum(_read(inner, at, kind, modules) for at, name in enumerate(user.operands) if name in same)
+        elif user.operation != "dynamic-update-slice" or not first:
+            return whole
+    return min(parts, whole) if users else whole
 
 
 def _written(body: list[Instruction], kind: str) -> int:
     """Bytes that a fusion writes: where it ends in an update in place, those of the update."""
-    types = {x.name: x.type for x in body}
-    updates = [x for x in body if x.root and x.operation == "dynamic-update-slice"]
-    return sum(type_bytes(types.get(x.operands[1], "")) for x in updates) if updates else type_bytes(kind)
+    by_name = {x.name: x for x in body}
+    root = next((x for x in body if x.root), None)
+    while root is not None and root.operation == "bitcast":
+        root = by_name.get(root.operands[0])
+    if root is None or root.operation != "dynamic-update-slice":
+        return type_bytes(kind)
+    return type_bytes(by_name[root.operands[1]].type)
 
 
 def _group_size(line: str, devices: int) -> int:

@@ -55,6 +55,53 @@ def test_largest_arrays_come_first():
     assert largest_arrays(MODULE, 1) == [(4 * SQUARE, "bf16[256,64]")]
 
 
+# One gathering of a matrix, written into two fusions that run beside it; a slice and an update, as a TPU's compiler
+# writes them; a sum of two arrays at once.
+FUSED = """
+%half.1 (w: bf16[64,64]) -> bf16[256,64] {
+  %w = bf16[64,64]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[256,64]{1,0} all-gather(%w), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%half.2 (w.2: bf16[64,64]) -> bf16[256,64] {
+  %w.2 = bf16[64,64]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[256,64]{1,0} all-gather(%w.2), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%slice.1 (stack: bf16[28,64,64], i: s32[]) -> bf16[64,64] {
+  %stack = bf16[28,64,64]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %dynamic-slice.1 = bf16[1,64,64]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero), dynamic_slice_sizes={1,64,64}
+  ROOT %bitcast.1 = bf16[64,64]{1,0:S(1)} bitcast(%dynamic-slice.1), metadata={op_name="jit(f)/squeeze"}
+}
+
+ENTRY %main (a: bf16[64,64], b: bf16[28,64,64], j: s32[]) -> bf16[64,64] {
+  %a = bf16[64,64]{1,0} parameter(0)
+  %b = bf16[28,64,64]{2,1,0} parameter(1)
+  %j = s32[]{:T(128)} parameter(2)
+  %fusion.1 = bf16[256,64]{1,0:S(1)} fusion(%a), kind=kLoop, calls=%half.1, metadata={op_name="jit(f)/dot"}
+  %fusion.2 = bf16[256,64]{1,0:S(1)} fusion(%a), kind=kLoop, calls=%half.2, metadata={op_name="jit(f)/dot"}
+  %both = (bf16[64,64]{1,0:S(1)}, bf16[64,64]{1,0:S(1)}) all-reduce(%a, %a), channel_id=8, replica_groups=[1,8]<=[8]
+  ROOT %fusion.3 = bf16[64,64]{1,0:S(1)} fusion(%b, %j), kind=kLoop, calls=%slice.1, metadata={op_name="jit(f)/squeeze"}
+}
+"""
+
+
+def test_what_is_written_twice_and_sent_once_counts_once():
+    assert read_work(FUSED, 8).collectives["all-gather"] == Sent(1, 4 * SQUARE, 3 * SQUARE)
+
+
+def test_a_sum_of_two_arrays_counts_both():
+    assert read_work(FUSED, 8).collectives["all-reduce"].moved == 2 * SQUARE
+
+
+def test_of_a_stack_that_a_fusion_slices_only_the_slice_is_read():
+    without = FUSED.replace(FUSED[FUSED.index("  ROOT %fusion.3") :], "  ROOT %c = bf16[64,64]{1,0:S(1)} copy(%j)\n}\n")
+    # Either reads the number of the slice.
+    assert read_work(FUSED, 8).bytes - read_work(without, 8).bytes == SQUARE
+
+
 SCANNED = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P

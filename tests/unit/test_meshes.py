@@ -50,6 +50,14 @@ def test_no_stack_of_layers_is_gathered(rows: list[dict[str, Any]]):
         assert not [shape for shape in row["gathered"] if shape in row["stacks"]]
 
 
+def test_decoding_leaves_matrices_where_they_are(rows: list[dict[str, Any]]):
+    scored = [row for row in rows[1:] if "ids" in row]
+    for row in scored:
+        shapes = [[size for size in shape if size > 1] for shape in row["gathered_by_decode"]]
+        assert row["matrices"]
+        assert not [shape for shape in shapes if shape in row["matrices"]]
+
+
 def test_no_device_holds_every_logit(rows: list[dict[str, Any]]):
     for row in rows[1:]:
         assert not [shape for shape in row["logits"] if np.prod(shape) >= P * G * C * MODEL.language.vocabulary]

@@ -137,6 +137,9 @@ class LanguageModel(nnx.Module):
         keys, each also over its own cache `own`, which comes back with this token written at `step`. Where prompts
         began at different times, `step` is int32 [P], and all write at the one `slot`, which moves on by one a token
         and round the end: no prompt's tokens need places of their own, as a mask tells how far back its first stands.
+
+        Weights stay where they lie. Beside them the rows of one token are few, so each device multiplies its part of
+        the width for all of its copy's rows, and what it gets is added up; attention alone goes by rows.
         """
         P, G, _ = hidden_PGD.shape
         slot, step_P1 = step if slot is None else slot, jnp.reshape(step, (-1, 1))
@@ -148,6 +151,10 @@ class LanguageModel(nnx.Module):
             (prompt_key, prompt_value), (own_key, own_value) = caches
 
             def look(query_PGNH: jax.Array, key_PGKH: jax.Array, value_PGKH: jax.Array) -> tuple[jax.Array, Any]:
+                query_PGNH = self.layout.place(query_PGNH, "rows", None, "heads", None)
+                key_PGKH, value_PGKH = (
+                    self.layout.place(x, "rows", None, "kv_heads", None) for x in (key_PGKH, value_PGKH)
+                )
                 at = (0, 0, 0, slot, 0)
                 key_PKGCH = jax.lax.dynamic_update_slice(own_key, key_PGKH.swapaxes(1, 2)[:, :, :, None], at)
                 value_PKGCH = jax.lax.dynamic_update_slice(own_value, value_PGKH.swapaxes(1, 2)[:, :, :, None], at)
@@ -157,9 +164,10 @@ class LanguageModel(nnx.Module):
                 own_mask_PGC = jnp.broadcast_to(own_mask_PC[:, None], (P, G, C))
                 shared = (prompt_key, prompt_value, prompt_mask_PS)
                 seen_PGNH = attend_two(query_PGNH, shared, (key_PKGCH, value_PKGCH, own_mask_PGC))
-                return seen_PGNH, (key_PKGCH, value_PKGCH)
+                return self.layout.place(seen_PGNH, "rows_of_copy", None, "heads", None), (key_PKGCH, value_PKGCH)
 
-            return layer(self.layout.rows(hidden_PGD), rotation, look)
+            hidden_PGD, cache = layer(self.layout.place(hidden_PGD, "rows_of_copy", None, "embed"), rotation, look)
+            return self.layout.place(hidden_PGD, "rows_of_copy", None, "embed"), cache
 
         listed = isinstance(self.layers, nnx.List)
         caches = tuple(zip(prompt.layers, own, strict=True)) if listed else (prompt.layers, own)

@@ -2,8 +2,11 @@
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple, cast
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
@@ -13,7 +16,7 @@ from tests.models import MOVING, tiny_model
 from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import InputError
-from vqathinker_jax.sharding import check_spread, shardings, specification
+from vqathinker_jax.sharding import check_spread, shardings, share_of_videos, specification
 
 MESH = AbstractMesh((2, 2), ("fsdp", "tensor"))
 
@@ -60,6 +63,43 @@ def test_the_recipe_for_8b_spreads_over_any_usual_number_of_devices():
             check_spread(config.data.batch_size, parts, mesh)
     with pytest.raises(InputError, match="use a multiple of 64, such as 64"):
         check_spread(32, 4, AbstractMesh((1, 16, 1), ("data", "fsdp", "tensor")))
+
+
+class Chip(NamedTuple):
+    """As much of a device as a mesh of several processes shows."""
+
+    process_index: int
+
+
+def mesh_of(processes: list[int], shape: tuple[int, int, int]) -> SimpleNamespace:
+    """A mesh whose devices, in its order, belong to these processes; the first one asks."""
+    devices = np.empty(len(processes), object)
+    devices[:] = [Chip(process) for process in processes]
+    return SimpleNamespace(
+        devices=devices.reshape(shape), shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    )
+
+
+@pytest.mark.parametrize(
+    ("processes", "shape", "share"),
+    [
+        ([0, 0, 1, 1], (1, 4, 1), (0, 2)),
+        ([1, 1, 0, 0], (2, 2, 1), (1, 2)),
+        # Two processes hold the halves of each matrix of one copy, and two others those of the other.
+        ([0, 1, 2, 3], (2, 1, 2), (0, 2)),
+        ([0, 1], (1, 1, 2), (0, 1)),
+    ],
+)
+def test_each_process_brings_its_share_of_the_videos(
+    processes: list[int], shape: tuple[int, int, int], share: tuple[int, int]
+):
+    assert share_of_videos(cast(Mesh, mesh_of(processes, shape))) == share
+
+
+@pytest.mark.parametrize("processes", [[0, 1, 0, 1], [0, 0, 0, 1]])
+def test_a_mesh_that_scatters_a_process_is_refused(processes: list[int]):
+    with pytest.raises(InputError, match="its own share of the videos: choose tensor"):
+        share_of_videos(cast(Mesh, mesh_of(processes, (1, 4, 1))))
 
 
 SPREAD = """

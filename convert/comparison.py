@@ -119,7 +119,7 @@ def first_out(comparisons: Sequence[Comparison]) -> Comparison | None:
     return next((each for each in comparisons if each.within is False), None)
 
 
-HEADER = f"{'stage':<44} {'largest':>9} {'in std':>9} {'relative':>9} {'bound':>9} {'cosine':>11}"
+HEADER = f"{'largest':>9} {'in std':>9} {'relative':>9} {'bound':>9} {'cosine':>11}  stage"
 
 
 def line(each: Comparison) -> str:
@@ -127,7 +127,7 @@ def line(each: Comparison) -> str:
     mark = {True: "", False: "  OUT", None: "  not judged"}[each.within]
     note = f"  {each.note}" if each.note else ""
     errors = (each.largest, each.in_deviations, each.relative, each.bound)
-    return f"{each.stage:<44} {' '.join(f'{x:9.2e}' for x in errors)} {each.cosine:11.8f}{mark}{note}"
+    return f"{' '.join(f'{x:9.2e}' for x in errors)} {each.cosine:11.8f}  {each.stage}{mark}{note}"
 
 
 def verdict(comparisons: Sequence[Comparison], dtype: str) -> str:

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from convert.comparison import HEADER, TOKENS, Comparison, compare_all, first_out, line, verdict
 from convert.load import open_config
 from convert.oracle import Reference, open_oracle
 from convert.recording import Given, Recording, Task
 from convert.tensors import open_folder
-from vqathinker_jax.checkpoint import read_config
+from vqathinker_jax.checkpoint import is_native, read_config
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.prompt import encode, load_tokenizer, scoring_question, special_tokens
 from vqathinker_jax.data.video import read_clip
@@ -64,19 +65,26 @@ def crosscheck(
 
     Raises: InputError where a half cannot run here or belongs to something else.
     """
+    if is_native(directory):
+        raise InputError(f"{directory}: PyTorch cannot read a native checkpoint; give what `export` makes of it")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; name a folder with --output")
     with _theirs(directory, halves, make, say) as recording:
         if halves.save:
             say(f"recorded the reference's half in {halves.save}; bring it along with --against")
             return True
         comparisons = []
-        dtype = recording.task.dtype
+        task, dtype = recording.task, recording.task.dtype
+        frames, side = task.given.frames_FYXC.shape[:2]
+        say(f"{frames} frames of {side} pixels, a prompt of {len(task.given.ids_S)} tokens, in {dtype}")
         say(HEADER)
         # Accelerators multiply float32 in fewer bits unless told not to.
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
             for each in compare_all(_ours(directory, halves, recording), recording):
                 say(line(each))
                 comparisons.append(each)
-        write_report(output, comparisons, {"checkpoint": str(directory), "dtype": dtype})
+        settings = {"checkpoint": str(directory), "dtype": dtype, "frames": frames, "image_size": side}
+        write_report(output, comparisons, settings)
         say(f"{verdict(comparisons, dtype)} ({output / 'crosscheck.json'}, {output / 'crosscheck.png'})")
     return first_out(comparisons) is None
 
@@ -96,6 +104,8 @@ def make_task(
 
     Raises: InputError where the video or the checkpoint's small files cannot be read, or the size does not fit.
     """
+    if frames < 1 or tokens < 0:
+        raise InputError(f"{frames} frames and {tokens} tokens: give --frames from 1 and --tokens from 0")
     config, tokenizer = open_config(directory, slowfast=slowfast), load_tokenizer(directory)
     special = special_tokens(tokenizer)
 
@@ -140,9 +150,11 @@ def _theirs(
         say(f"running {halves.reference}, its weights {'on disk' if on_disk else 'in memory'}")
         oracle = open_oracle(directory, halves.reference, halves.slowfast, task.dtype, on_disk=on_disk)
         recording.spelling = oracle.spelling
-        record(oracle, task, recording)
-        if task.small is not None:
-            record_gradients(oracle, task, recording)
+        with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as bar:
+            record(oracle, task, recording, bar.set_description_str)
+            if task.small is not None:
+                bar.set_description_str("gradients")
+                record_gradients(oracle, task, recording)
         recording.finish()
         del oracle
         gc.collect()

@@ -52,7 +52,7 @@ def export_checkpoint(
     force: bool = False,
     limit: int = LIMIT,
 ) -> tuple[str, ...]:
-    """Write the checkpoint in `source`, native or not, to `target` in a published format, with a bar on stderr.
+    """Write the checkpoint in `source`, native or not, to `target` in a published format, with a bar in the terminal.
 
     slowfast: a file of SlowFast's weights, for a source that has the motion projector but not them. dtype: of every
     weight; None keeps those that the source was published or saved in. force: replace a checkpoint in `target`. limit:
@@ -133,7 +133,7 @@ def _write(
         name for name in tensors if kind == "transformers" and name.startswith((motion.PROJECTOR, motion.ROOTS[0]))
     }
     sums: dict[str, dict[str, str]] = {}
-    with tqdm(total=len(tensors), desc=title) as bar:
+    with tqdm(total=len(tensors), desc=title, disable=None) as bar:
         for stem, beside in (("model", False), (MOTION_FILE.removesuffix(".safetensors"), True)):
             chosen = {name: tensor for name, tensor in tensors.items() if (name in apart) == beside}
             if not chosen:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from convert.origin import Origin, open_origin
+from vqathinker_jax.checkpoint import is_native
 from vqathinker_jax.data.prompt import load_tokenizer
 from vqathinker_jax.doctor import Finding
 from vqathinker_jax.records import CheckpointError
@@ -17,6 +18,9 @@ def examine_checkpoint(directory: Path, slowfast: Path | None = None) -> Iterato
 
     slowfast: a file of SlowFast's weights, for a checkpoint that has the motion projector but not them.
     """
+    if not directory.is_dir():
+        yield Finding(False, f"{directory}: no such folder; expected a checkpoint")
+        return
     try:
         origin = open_origin(directory, slowfast)
         yield Finding(True, _described(origin))
@@ -32,14 +36,15 @@ def examine_checkpoint(directory: Path, slowfast: Path | None = None) -> Iterato
 
 def _described(origin: Origin) -> str:
     config = origin.config
-    billions = sum(row.size for row in origin.rows.values()) / 1e9
+    millions = sum(row.size for row in origin.rows.values()) / 1e6
+    kind = f"native, from {origin.spelling}" if is_native(origin.directory) else origin.spelling
     parts = [
         f"vision {config.vision.layers} layers of {config.vision.width}",
         f"language {config.language.layers} layers of {config.language.width}",
         "motion branch" if config.motion else "no motion branch",
-        f"{billions:.2f} billion weights in {', '.join(sorted({row.dtype for row in origin.rows.values()}))}",
+        f"{millions:,.1f} million weights in {', '.join(sorted({row.dtype for row in origin.rows.values()}))}",
     ]
-    return f"{origin.spelling} format: {'; '.join(parts)}; every tensor is there, once, and of its shape"
+    return f"{kind} format: {'; '.join(parts)}; every tensor is there, once, and of its shape"
 
 
 def _numbers(directory: Path) -> Iterator[Finding]:
@@ -51,7 +56,7 @@ def _numbers(directory: Path) -> Iterator[Finding]:
     try:
         count = sum(map(len, read_checksums(directory).values()))
         sound = 0
-        for where, fault in tqdm(check_sums(directory), "checking", count):
+        for where, fault in tqdm(check_sums(directory), "checking", count, disable=None):
             if fault:
                 yield Finding(False, f"{where}: {fault}")
             sound += fault is None

@@ -28,12 +28,12 @@ def convert_checkpoint(
     dtype: DTypeLike | None = None,
     force: bool = False,
 ) -> tuple[str, ...]:
-    """Write the checkpoint of the PyTorch world in `source` as a native one to `target`, with a bar on stderr.
+    """Write the checkpoint of the PyTorch world in `source` as a native one to `target`, with a bar in the terminal.
 
     slowfast: a file of SlowFast's weights, for a checkpoint that lacks them. fresh_motion: give a checkpoint without a
-    motion branch one whose projector is still to be trained. dtype: of every
-    weight; None keeps what is stored, the widest where layers differ. force: replace a checkpoint in `target`. Returns
-    what was left out, and why, in sentences.
+    motion branch one whose projector is still to be trained. dtype: of every weight; None keeps what is stored, the
+    widest where layers differ. force: replace a checkpoint in `target`. Returns what was left out, and why, in
+    sentences.
 
     Raises: CheckpointError where `source` does not load, or `target` is taken.
     """
@@ -71,9 +71,8 @@ def _write_weights(origin: Origin, kinds: dict[str, str], folder: Path) -> dict[
     made = ahead(partial(make, path, row) for (path, _), row in origin.rows.items())
     specs = {path: (shape, kinds[path]) for path, shape in origin.shapes.items()}
     with Writer(folder / WEIGHTS, specs) as writer:
-        for path, array in tqdm(
-            zip(paths, made, strict=True), f"converting {origin.directory.resolve().name}", len(paths)
-        ):
+        title = f"converting {origin.directory.resolve().name}"
+        for path, array in tqdm(zip(paths, made, strict=True), title, len(paths), disable=None):
             writer.append(path, array)
         return {f"{WEIGHTS}/{file}": sums for file, sums in writer.finish().items()}
 

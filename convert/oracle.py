@@ -16,7 +16,7 @@ import numpy as np
 
 from convert import motion
 from convert.tensors import Tensor, open_folder, open_slowfast
-from vqathinker_jax.checkpoint import is_native, read_config
+from vqathinker_jax.checkpoint import read_config
 from vqathinker_jax.records import CheckpointError, InputError
 from vqathinker_jax.stored import DTYPES
 
@@ -88,8 +88,6 @@ def open_oracle(directory: Path, kind: Reference, slowfast: Path | None, dtype: 
     except ImportError as error:
         cure = "pip install torch==2.13.0 'transformers>=5.6', or run this half elsewhere and bring it with --against"
         raise InputError(f"crosscheck needs PyTorch for the reference ({error}); {cure}") from error
-    if is_native(directory):
-        raise CheckpointError(f"{directory}: PyTorch cannot read a native checkpoint; give the folder it came from")
     if kind == "remote-code":
         if on_disk:
             raise InputError("remote code takes its weights into memory; leave --weights disk out")

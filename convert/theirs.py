@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert import motion
+from convert.comparison import TOKENS
 from convert.oracle import Oracle
 from convert.oracle_motion import slowfast
 from convert.recording import Given, Recording, Task
@@ -26,11 +27,12 @@ LAST = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def record(oracle: Oracle, task: Task, recording: Recording) -> None:
-    """Run the task through the oracle and keep every stage."""
+def record(oracle: Oracle, task: Task, recording: Recording, tell: Callable[[str], object]) -> None:
+    """Run the task through the oracle and keep every stage; `tell` hears of what has just been done."""
     import torch
 
     def keep(stage: str, tensor: "torch.Tensor") -> None:
+        tell(stage)
         recording.add(stage, tensor.detach().to(torch.float32).numpy())
 
     hooks = _listen(oracle, keep)
@@ -47,7 +49,7 @@ def record(oracle: Oracle, task: Task, recording: Recording) -> None:
     for hook in hooks:
         hook.remove()
     if task.tokens:
-        recording.add("greedy tokens", _greedy(oracle, task, hidden))
+        recording.add(TOKENS, _greedy(oracle, task, hidden, tell))
 
 
 def _listen(oracle: Oracle, keep: Callable[[str, Any], None]) -> list[Any]:
@@ -131,7 +133,7 @@ def filled(oracle: Oracle, given: Given, context: int, tokens: "torch.Tensor") -
     return hidden[None]
 
 
-def _greedy(oracle: Oracle, task: Task, hidden: "torch.Tensor") -> np.ndarray:
+def _greedy(oracle: Oracle, task: Task, hidden: "torch.Tensor", tell: Callable[[str], object]) -> np.ndarray:
     """The first tokens of the most probable answer, int32, up to the stop token."""
     import torch
 
@@ -142,5 +144,6 @@ def _greedy(oracle: Oracle, task: Task, hidden: "torch.Tensor") -> np.ndarray:
             out = oracle.language(inputs_embeds=hidden, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
             ids.append(int(out.logits[0, -1].argmax()))
+            tell(f"greedy token {len(ids)} of {task.tokens}")
             hidden = oracle.words(torch.tensor([ids[-1:]]))
     return np.array(ids, np.int32)

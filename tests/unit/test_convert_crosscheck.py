@@ -320,11 +320,17 @@ def test_the_halves_meet_on_another_machine(command, source: Path, tmp_path: Pat
         (["--weights", "disk", "--gradients"], "gradients take all weights into memory"),
         (["--reference", "remote-code"], "has no code of its own"),
         (["--image-size", "50"], "not a multiple of 28"),
+        (["--frames", "0"], "give --frames from 1"),
+        (["--output", "{half}/run.json"], "run.json: is a file; name a folder"),
+        (["--checkpoint", "{native}"], "PyTorch cannot read a native checkpoint; give what `export` makes of it"),
     ],
 )
 def test_what_cannot_be_checked_is_said_in_a_line(command, source, half, tmp_path, capsys, arguments, found):
     (tmp_path / "empty").mkdir()
-    assert command(source, *(each.format(empty=tmp_path / "empty", half=half) for each in arguments)) == 2
+    (tmp_path / "native").mkdir()
+    (tmp_path / "native" / "vqathinker.json").touch()
+    folders = {"empty": tmp_path / "empty", "native": tmp_path / "native", "half": half}
+    assert command(source, *(each.format(**folders) for each in arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert found in line

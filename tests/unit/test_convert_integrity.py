@@ -29,7 +29,7 @@ def faults(directory: Path) -> list[str]:
 def test_a_sound_checkpoint_has_three_good_findings(written: Path, capsys: pytest.CaptureFixture):
     assert report(examine_checkpoint(written)) == 0
     described, tokenizer, numbers = capsys.readouterr().out.splitlines()
-    assert "vision 2 layers of 32; language 3 layers of 32; motion branch; 0.00 billion weights in BF16" in described
+    assert "vision 2 layers of 32; language 3 layers of 32; motion branch; 0.3 million weights in BF16" in described
     assert tokenizer.startswith("✓ tokenizer")
     assert numbers.startswith("✓ ")
     assert numbers.endswith("tensors are those that were written: SHA-256 of each")

@@ -22,6 +22,8 @@ PANELS = {
     "kl": "KL from the warm start",
     "length": "tokens an answer",
 }
+DRAWN = ("step", "loss", *PANELS)
+"""The metrics that the figures show."""
 Runs = Mapping[str, Sequence[Mapping[str, float]]]
 
 

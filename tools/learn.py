@@ -20,16 +20,25 @@ from typing import Any
 import numpy as np
 import tyro
 
-from tools.curves import write_figures
+from configs.learn_tiny import config, warm_start
+from tools.curves import DRAWN, write_figures
 from tools.responses import write_lessons
 from vqathinker_jax.data.synthetic import SyntheticConfig, read_truth, write_set
+from vqathinker_jax.recipe import TrainConfig
+from vqathinker_jax.rewards import RewardConfig
 
-TRAIN_VIDEOS = 4000
 SHUFFLED = "train_shuffled.jsonl"
 STAGES = ("warm_start", "grpo")
+CONTROL = "shuffled_reward"
+ABLATIONS = {
+    "without_ranking": RewardConfig(ranking=0.0),
+    "without_regression": RewardConfig(regression=0.0),
+    "without_temporal": RewardConfig(temporal_bonus=0.0),
+}
+"""What GRPO is rewarded by instead, from the first seed's warm start."""
 TYPICAL = 100
 """Clips that the first filters are scaled by."""
-SEEING = {"steps": 800, "batch": 64, "rate": 2e-3}
+SEEING = {"batch": 64, "rate": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -44,75 +53,75 @@ class Options:
     """Runs of the whole chain."""
     processes: int = os.cpu_count() or 1
     """Runs side by side, each on a core of its own."""
+    ablations: bool = False
+    """Also leave out one reward at a time, from the first seed's warm start."""
+    train: int = 4000
+    """Videos to train on."""
+    held_out: int = 200
+    """Videos of each held-out split."""
+    seeing: int = 800
+    """Steps of learning to see."""
+    warm_start: int = warm_start.steps
+    """Steps of the supervised stage."""
+    grpo: int = config.steps
+    """Steps of GRPO."""
+
+    @property
+    def videos(self) -> Path:
+        """Folder of the synthetic set."""
+        return self.work / "videos"
 
 
 def main(options: Options) -> None:
     """Do what is missing, and write the results."""
     spawn = multiprocessing.get_context("spawn")
-    write_videos(options.work / "videos", options.processes)
+    write_videos(options)
     taken = spawn.Value("i", 0)
     with ProcessPoolExecutor(options.processes, mp_context=spawn, initializer=_take_core, initargs=(taken,)) as pool:
-        runs = [pool.submit(run_seed, options.work, seed) for seed in range(options.seeds)]
-        # Begins from the first seed's warm start, so it is asked for when that is there.
+        runs = [pool.submit(run_seed, options, seed) for seed in range(options.seeds)]
+        # The others begin from the first seed's warm start, so they are asked for when that is there.
         runs[0].result()
-        control = pool.submit(run_control, options.work)
+        others = {CONTROL: pool.submit(run_variant, options, CONTROL, SHUFFLED, config.rewards)}
+        for name, rewards in ABLATIONS.items() if options.ablations else ():
+            others[name] = pool.submit(run_variant, options, name, "train.jsonl", rewards)
         measured = [run.result() for run in runs]
-        write_results(options, measured, control.result())
+        write_results(options, measured, {name: other.result() for name, other in others.items()})
 
 
-def write_videos(folder: Path, processes: int) -> None:
+def write_videos(options: Options) -> None:
     """Write the synthetic set, and its training manifest with the ratings shuffled among the videos."""
-    from configs.learn_tiny import config
-
-    synthetic = SyntheticConfig(train=TRAIN_VIDEOS, size=config.data.size, frames=config.data.frames)
-    write_set(folder, synthetic, workers=processes, progress=True)
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = {"in_domain": options.held_out, "out_of_domain": options.held_out}
+    synthetic = SyntheticConfig(options.train, **held_out, size=config.data.size, frames=config.data.frames)
+    write_set(options.videos, synthetic, workers=options.processes, progress=True)
+    rows = [json.loads(line) for line in (options.videos / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     order = np.random.default_rng(0).permutation(len(rows))
     turns = [rows[other]["conversations"] for other in order]
     lines = [json.dumps(row | {"conversations": said}) for row, said in zip(rows, turns, strict=True)]
-    (folder / SHUFFLED).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (options.videos / SHUFFLED).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def run_seed(work: Path, seed: int) -> dict[str, Any]:
+def run_seed(options: Options, seed: int) -> dict[str, Any]:
     """Make, warm-start, train and measure one model; returns the measurements by stage."""
-    from configs.learn_tiny import config, warm_start
-
-    here, videos = work / f"seed{seed}", work / "videos"
+    here = _home(options, seed)
     here.mkdir(parents=True, exist_ok=True)
     lessons = here / "lessons.jsonl"
-    write_lessons(videos / "train.jsonl", read_truth(videos / "train.jsonl"), lessons, seed)
-    _once(here / "seeing" / "config.json", lambda: _write_seeing(here, videos, lessons, seed))
-    first = replace(
-        warm_start,
-        checkpoint=str(here / "seeing"),
-        data=replace(warm_start.data, manifests=str(lessons), folders=str(videos), seed=seed),
-        seed=seed,
-    )
-    then = replace(
-        config,
-        checkpoint=str(here / "warm_start" / "model"),
-        data=replace(config.data, manifests=str(videos / "train.jsonl"), folders=str(videos), seed=seed),
-        seed=seed,
-    )
-    measured = {}
-    for stage, settings in zip(STAGES, (first, then), strict=True):
-        _train(settings, here / stage)
-        measured[stage] = _measured(here / stage, videos, settings)
-    return measured
+    manifest = options.videos / "train.jsonl"
+    write_lessons(manifest, read_truth(manifest), lessons, seed)
+    _once(here / "seeing" / "config.json", lambda: _write_seeing(options, here, lessons, seed))
+    first = replace(warm_start, checkpoint=str(here / "seeing"), steps=options.warm_start)
+    _train(_over(first, options, lessons, seed), here / "warm_start")
+    _train(_reinforced(options, manifest, seed), here / "grpo")
+    return {stage: _measured(options, here / stage) for stage in STAGES}
 
 
-def run_control(work: Path) -> dict[str, Any]:
-    """GRPO from the first seed's warm start, rewarded for other videos' ratings; returns its measurements."""
-    from configs.learn_tiny import config
-
-    videos, here = work / "videos", work / "shuffled"
-    data = replace(config.data, manifests=str(videos / SHUFFLED), folders=str(videos), seed=0)
-    settings = replace(config, checkpoint=str(work / "seed0" / "warm_start" / "model"), data=data, seed=0)
-    _train(settings, here)
-    return _measured(here, videos, settings)
+def run_variant(options: Options, name: str, manifest: str, rewards: RewardConfig) -> dict[str, Any]:
+    """GRPO from the first seed's warm start by other ratings or rewards; returns its measurements."""
+    settings = _reinforced(options, options.videos / manifest, seed=0)
+    _train(replace(settings, rewards=rewards), options.work / name)
+    return _measured(options, options.work / name)
 
 
-def write_results(options: Options, measured: list[dict[str, Any]], control: dict[str, Any]) -> None:
+def write_results(options: Options, measured: list[dict[str, Any]], others: dict[str, dict[str, Any]]) -> None:
     """Write the summary, the curves, and the figures drawn from them."""
     summary: dict[str, Any] = {
         stage: {
@@ -125,15 +134,15 @@ def write_results(options: Options, measured: list[dict[str, Any]], control: dic
         for stage in STAGES
     }
     summary["blank_frames_srcc"] = [each["grpo"]["blank_frames"][0] for each in measured]
-    summary["shuffled_reward_srcc"] = [control["in_domain"]["srcc"][0]]
-    summary["details"] = {"seeds": measured, "shuffled_reward": control}
+    summary["shuffled_reward_srcc"] = [others[CONTROL]["in_domain"]["srcc"][0]]
+    summary["details"] = {"seeds": measured, **others}
     options.results.mkdir(parents=True, exist_ok=True)
     _write_json(options.results / "summary.json", summary)
-    runs = {f"seed {seed}": options.work / f"seed{seed}" for seed in range(options.seeds)}
+    runs = {f"seed {seed}": _home(options, seed) for seed in range(options.seeds)}
     curves = {
-        "warm_start": {name: _metrics(folder / "warm_start") for name, folder in runs.items()},
-        "grpo": {name: _metrics(folder / "grpo") for name, folder in runs.items()}
-        | {"shuffled rewards": _metrics(options.work / "shuffled")},
+        "warm_start": {name: _curves(home / "warm_start") for name, home in runs.items()},
+        "grpo": {name: _curves(home / "grpo") for name, home in runs.items()}
+        | {name.replace("_", " "): _curves(options.work / name) for name in others},
     }
     _write_json(options.results / "curves.json", curves, indent=None)
     write_figures(options.results, curves, summary)
@@ -142,9 +151,24 @@ def write_results(options: Options, measured: list[dict[str, Any]], control: dic
     print(json.dumps(shown | controls, indent=1))
 
 
-def _write_seeing(here: Path, videos: Path, lessons: Path, seed: int) -> None:
+def _home(options: Options, seed: int) -> Path:
+    return options.work / f"seed{seed}"
+
+
+def _reinforced(options: Options, manifest: Path, seed: int) -> TrainConfig:
+    """GRPO from a seed's warm start."""
+    source = _home(options, seed) / "warm_start" / "model"
+    return _over(replace(config, checkpoint=str(source), steps=options.grpo), options, manifest, seed)
+
+
+def _over(settings: TrainConfig, options: Options, manifest: Path, seed: int) -> TrainConfig:
+    """The settings, over the videos of a manifest, by a seed."""
+    data = replace(settings.data, manifests=str(manifest), folders=str(options.videos), seed=seed)
+    return replace(settings, data=data, seed=seed)
+
+
+def _write_seeing(options: Options, here: Path, lessons: Path, seed: int) -> None:
     """Make a model that has learned to see damage and nothing else, as the checkpoint `seeing`."""
-    from configs.learn_tiny import config
     from tools.measure import load_frames, manifest_rows
     from tools.see import learn_to_see, look_at
     from tools.tiny_model import fresh, settings, write_weights, write_words
@@ -155,15 +179,15 @@ def _write_seeing(here: Path, videos: Path, lessons: Path, seed: int) -> None:
     question = prompt.training_question(rows[0]["conversations"][0]["value"], F, motion=True)
     texts = [row["response"] for row in rows] + [prompt.render(question).replace(prompt.SLOT, "")]
     raw = settings(write_words(here / "seeing", texts))
-    frames_NFYXC = load_frames(manifest_rows(videos, "train"), config.data)
+    frames_NFYXC = load_frames(manifest_rows(options.videos, "train"), config.data)
     model = fresh(raw, frames_NFYXC[:TYPICAL].reshape(-1, *frames_NFYXC.shape[2:]), seed)
-    clips = look_at(model, frames_NFYXC, list(read_truth(videos / "train.jsonl").values()))
-    losses = learn_to_see(model, clips, **SEEING, seed=seed)
+    truths = list(read_truth(options.videos / "train.jsonl").values())
+    losses = learn_to_see(model, look_at(model, frames_NFYXC, truths, seed), steps=options.seeing, **SEEING, seed=seed)
     _write_json(here / "seeing.json", losses)
     write_weights(here / "seeing", raw, model)
 
 
-def _train(settings: Any, directory: Path) -> None:
+def _train(settings: TrainConfig, directory: Path) -> None:
     """Train as the settings say; the step at hand is printed now and then."""
     from convert.load import open_config, open_model
     from vqathinker_jax.train import train
@@ -181,7 +205,7 @@ def _train(settings: Any, directory: Path) -> None:
     train(settings, directory, open_config(source), start, display)
 
 
-def _measured(directory: Path, videos: Path, settings: Any) -> dict[str, Any]:
+def _measured(options: Options, directory: Path) -> dict[str, Any]:
     """Measurements of a run's model, kept beside it."""
     from convert.load import open_model
     from tools import measure
@@ -192,14 +216,15 @@ def _measured(directory: Path, videos: Path, settings: Any) -> dict[str, Any]:
     def make() -> None:
         model = open_model(directory / "model", dtype="float32", unrolled=True)
         tokenizer = load_tokenizer(directory / "model")
-        rater = measure.Rater(model, tokenizer, settings.data, settings.rollout.max_new_tokens)
+        rater = measure.Rater(model, tokenizer, config.data, config.rollout.max_new_tokens)
         found: dict[str, Any] = {}
         for split in ("in_domain", "out_of_domain"):
-            rows = measure.manifest_rows(videos, split)
-            frames = measure.load_frames(rows, settings.data)
+            rows = measure.manifest_rows(options.videos, split)
+            frames = measure.load_frames(rows, config.data)
             found[split] = measure.quality(rater, rows, frames)
             if split == "in_domain":
-                found["temporal"] = measure.temporal_pairs(rater, rows, read_truth(videos / f"{split}.jsonl"), frames)
+                truths = read_truth(options.videos / f"{split}.jsonl")
+                found["temporal"] = measure.temporal_pairs(rater, rows, truths, frames)
                 found["blank_frames"] = measure.blank(rater, rows, frames)
         _write_json(file, found)
         print(f"{directory}: {json.dumps({name: found[name] for name in ('in_domain', 'temporal')})}", flush=True)
@@ -223,8 +248,10 @@ def _take_core(taken: Any) -> None:
         os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
-def _metrics(directory: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def _curves(directory: Path) -> list[dict[str, float]]:
+    """What is drawn of a run's metrics, by step."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{name: float(f"{row[name]:.4g}") for name in DRAWN if name in row} for row in rows]
 
 
 def _write_json(path: Path, content: Any, indent: int | None = 1) -> None:

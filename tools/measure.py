@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tools.see import disorder
 from vqathinker_jax.data.distortions import KINDS
-from vqathinker_jax.data.frames import resize, shuffle
+from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.manifest import Row
 from vqathinker_jax.data.pipeline import DataConfig
 from vqathinker_jax.data.prompt import decode
@@ -124,19 +125,11 @@ def temporal_pairs(
         and not any("time" in KINDS[damage.kind].aspects for damage in truths[row.id].distortions)
     ]
     chosen, frames = [rows[number] for number in moving], frames_NFYXC[moving]
-    orders_NF = np.stack([_disorder(frames.shape[1], np.random.default_rng(number)) for number in moving])
+    orders_NF = np.stack([disorder(frames.shape[1], np.random.default_rng(number)) for number in moving])
     straight_N = rater.rate(chosen, frames).scores_N
     shuffled_N = rater.rate(chosen, frames, orders_NF).scores_N
     above, same = straight_N > shuffled_N, straight_N == shuffled_N
     return {"pairs": len(moving), "above": float(above.mean()), "same": float(same.mean())}
-
-
-def _disorder(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """An order that runs neither forwards nor backwards."""
-    while True:
-        order_F = shuffle(frames, rng).order_F
-        if not np.isin(np.abs(np.diff(order_F)), 1).all():
-            return order_F
 
 
 def _numbers(figure: Figure) -> list[float]:

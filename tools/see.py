@@ -1,8 +1,9 @@
 """A fresh tiny model learns to see: synthetic clips with their known damages in, a vision tower that tells them out.
 
-It stands for the pre-training that a large model's tower comes with. The first places of the projected tokens, over a
-frame and together with those of the motion token, learn to hold how much there is of each damage. No rating is used,
-and SlowFast stays as it is.
+It stands for the pre-training that a large model's towers come with. The first places of the projected tokens learn to
+hold how much there is of each damage: those of a frame, on average, of what spoils pictures, and the motion token of
+what spoils time. Clips without damage to time are shown out of order too. No rating is used, and SlowFast stays as it
+is.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import optax
 from flax import nnx
 
 from vqathinker_jax.data.distortions import KINDS
+from vqathinker_jax.data.frames import shuffle
 from vqathinker_jax.data.synthetic import Truth
 from vqathinker_jax.model.vlm import VLM, normalise
 
@@ -23,17 +25,24 @@ JUST_VISIBLE = 0.3
 """What a damage of strength 0 counts as, where none counts 0."""
 LOUDNESS = 5.0
 """How large a full amount stands in a token: about as large as embeddings are."""
+MOTIONS = 4
+"""Motion features to a picture: they cost next to nothing."""
 
 
 class Clips(NamedTuple):
-    """N clips: uint8 RGB frames, SlowFast's features, and how much there is of each kind of `SEEN`."""
+    """N clips, and M of which SlowFast's features are known: these N, then some of them out of order.
+
+    frames_NFYXC: uint8 RGB. pictures_NK, times_MK: how much there is of each kind of `SEEN`, of those that spoil
+    pictures and of those that spoil time; 0 for the others. motion_MZ: SlowFast's features.
+    """
 
     frames_NFYXC: np.ndarray
-    motion_NZ: np.ndarray
-    amounts_NK: np.ndarray
+    pictures_NK: np.ndarray
+    motion_MZ: np.ndarray
+    times_MK: np.ndarray
 
 
-def look_at(model: VLM, frames_NFYXC: np.ndarray, truths: Sequence[Truth], batch: int = 20) -> Clips:
+def look_at(model: VLM, frames_NFYXC: np.ndarray, truths: Sequence[Truth], seed: int, batch: int = 20) -> Clips:
     """The clips as `learn_to_see` takes them."""
     assert model.motion is not None
     graph, state = nnx.split(model.motion)
@@ -42,9 +51,28 @@ def look_at(model: VLM, frames_NFYXC: np.ndarray, truths: Sequence[Truth], batch
     def features(frames_PFYXC: jax.Array) -> jax.Array:
         return nnx.merge(graph, state)(normalise(frames_PFYXC))
 
-    parts = [features(frames_NFYXC[start : start + batch]) for start in range(0, len(frames_NFYXC), batch)]
-    amounts = [[_amount(truth, kind) for kind in SEEN] for truth in truths]
-    return Clips(frames_NFYXC, np.concatenate(parts), np.array(amounts, np.float32))
+    def all_features(chosen: np.ndarray, order: Callable[[], np.ndarray | slice]) -> list[np.ndarray]:
+        parts = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
+        return [np.asarray(features(np.stack([frames_NFYXC[n][order()] for n in part]))) for part in parts]
+
+    rng = np.random.default_rng(seed)
+    amounts_NK = np.array([[_amount(truth, kind) for kind in SEEN] for truth in truths], np.float32)
+    in_time_K = np.array(["time" in KINDS[kind].aspects for kind in SEEN])
+    orderly = np.flatnonzero(~amounts_NK[:, in_time_K].any(1))
+    motion = all_features(np.arange(len(truths)), lambda: slice(None))
+    motion += all_features(orderly, lambda: disorder(frames_NFYXC.shape[1], rng))
+    out_of_order_MK = np.zeros((len(orderly), len(SEEN)), np.float32)
+    out_of_order_MK[:, SEEN.index("shuffle")] = 1
+    times_MK = np.concatenate([amounts_NK * in_time_K, out_of_order_MK])
+    return Clips(frames_NFYXC, amounts_NK * ~in_time_K, np.concatenate(motion), times_MK)
+
+
+def disorder(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """An order [F] that runs neither forwards nor backwards."""
+    while True:
+        order_F = shuffle(frames, rng).order_F
+        if not np.isin(np.abs(np.diff(order_F)), 1).all():
+            return order_F
 
 
 def learn_to_see(model: VLM, clips: Clips, *, steps: int, batch: int, rate: float, seed: int) -> list[float]:
@@ -54,23 +82,25 @@ def learn_to_see(model: VLM, clips: Clips, *, steps: int, batch: int, rate: floa
     N, F = clips.frames_NFYXC.shape[:2]
 
     def draw() -> tuple[np.ndarray, ...]:
-        chosen = rng.integers(N, size=batch)
-        return (
-            clips.frames_NFYXC[chosen, rng.integers(F, size=batch)],
-            clips.motion_NZ[chosen],
-            clips.amounts_NK[chosen],
-        )
+        chosen, heard = rng.integers(N, size=batch), rng.integers(len(clips.motion_MZ), size=MOTIONS * batch)
+        pictures_BYXC = clips.frames_NFYXC[chosen, rng.integers(F, size=batch)]
+        return pictures_BYXC, clips.pictures_NK[chosen], clips.motion_MZ[heard], clips.times_MK[heard]
 
-    def loss(params: nnx.State, pictures_BYXC: jax.Array, motion_BZ: jax.Array, amounts_BK: jax.Array) -> jax.Array:
+    def loss(
+        params: nnx.State, pictures_BYXC: jax.Array, seen_BK: jax.Array, motion_BZ: jax.Array, heard_BK: jax.Array
+    ) -> jax.Array:
         model = nnx.merge(graph, params, rest)
         assert model.motion_projector is not None
         tokens_BLD = model.projector(model.vision(normalise(pictures_BYXC)), *_grid(model, pictures_BYXC))
-        seen_BD = (tokens_BLD.mean(1) + model.motion_projector(motion_BZ)) / LOUDNESS
-        return jnp.square(seen_BD[:, : len(SEEN)] - amounts_BK).sum(-1).mean()
+        return _error(tokens_BLD.mean(1), seen_BK) + _error(model.motion_projector(motion_BZ), heard_BK)
 
     params, losses = _descend(loss, params, draw, steps, rate)
     nnx.update(model, params)
     return losses
+
+
+def _error(tokens_BD: jax.Array, amounts_BK: jax.Array) -> jax.Array:
+    return jnp.square(tokens_BD[:, : len(SEEN)] / LOUDNESS - amounts_BK).sum(-1).mean()
 
 
 def _grid(model: VLM, pictures_BYXC: jax.Array) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 Trained for minutes, it gets a head start where a large model has its pre-training: the patch embedding begins as
 band-pass filters that answer equally strongly to typical clips, for noise and blur are a matter of the weakest
-frequencies; and other weights are drawn as widely as narrow layers need. SlowFast is random, and stays so.
+frequencies; SlowFast measures change by construction (`tiny_motion.py`), and stays as it is; and other weights are
+drawn as widely as narrow layers need.
 """
 
 import json
@@ -20,12 +21,12 @@ from safetensors.numpy import save_file
 from convert.formats import CHAT
 from convert.motion import ROOTS, slowfast
 from convert.rule import link
+from tools.tiny_motion import measure_change
 from tools.tiny_tokenizer import write_tokenizer
 from vqathinker_jax.checkpoint import arrays
 from vqathinker_jax.data.prompt import load_tokenizer
 from vqathinker_jax.model.config import parse_config
 from vqathinker_jax.model.layers import Linear
-from vqathinker_jax.model.motion import ConvNorm
 from vqathinker_jax.model.vision import VisionLayer, VisionTower
 from vqathinker_jax.model.vlm import VLM, normalise
 
@@ -36,14 +37,6 @@ EMBEDDING = 0.3
 """Deviation of a word's first embedding: less, and layers drown the word; more, and the word drowns what is seen."""
 COLOUR_SHARE = 0.3
 """Of the filters, those that answer to colour alone."""
-CHANGES = (
-    (0, -1, 1, 0, 0),
-    (0, 1, -1, 0, 0),
-    (0, 1, -2, 1, 0),
-    (0, -1, 2, -1, 0),
-)
-CHANGE_WIDTHS = (1.5, 0.7)
-"""What the fast pathway's filters are in time, frame by frame, and in space, as deviations in pixels."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Size:
     language_layers: int = 2
     language_heads: int = 4
     motion_stem: int = 8
-    motion_ratio: int = 2
+    motion_ratio: int = 1
     mlp: int = 2
 
 
@@ -76,6 +69,7 @@ SMALL = Size(
     language_layers=12,
     language_heads=10,
     motion_stem=32,
+    motion_ratio=4,
 )
 """About a hundred million weights, for one GPU."""
 
@@ -134,6 +128,7 @@ def settings(vocabulary: int, size: Size = TINY) -> dict[str, Any]:
         "motion_config": {
             "stem": size.motion_stem,
             "beta": size.motion_ratio,
+            "fusion": 1,
             "depths": [1, 1, 1, 1],
             "slow_pool": [8, pool, pool],
             "fast_pool": [32, pool, pool],
@@ -153,7 +148,7 @@ def fresh(raw: dict[str, Any], typical_FYXC: np.ndarray, seed: int) -> VLM:
     model.language.embedding[...] *= EMBEDDING / 0.02
     _begin_with_filters(model.vision, typical_FYXC, np.random.default_rng(seed))
     assert model.motion is not None
-    _begin_with_changes(model.motion.stem.fast)
+    measure_change(model.motion)
     return model
 
 
@@ -169,23 +164,6 @@ def _begin_with_filters(vision: VisionTower, typical_FYXC: np.ndarray, rng: np.r
     signs_EM = np.tile(np.eye(E), (1, vision.layers.up.kernel.shape[-1] // E))
     signs_EM[:, E:] *= -1
     vision.layers.up.kernel[...] = vision.layers.up.kernel[...].at[0].set(jnp.asarray(signs_EM, jnp.float32))
-
-
-def _begin_with_changes(fast: ConvNorm) -> None:
-    """Make SlowFast's fast pathway answer to changes from frame to frame, of both signs and two orders, in two widths.
-
-    A random one tells motion that goes on from motion that jumps by luck only; this one does, frozen as it is.
-    """
-    t, y, x, ins, outs = fast.kernel.shape
-    rows_YX, columns_YX = np.mgrid[:y, :x] - (y - 1) / 2
-    kernel = np.zeros((t, y, x, ins, outs))
-    for number in range(outs):
-        width = CHANGE_WIDTHS[number // len(CHANGES) % len(CHANGE_WIDTHS)]
-        blob_YX = np.exp(-(rows_YX**2 + columns_YX**2) / (2 * width**2))
-        change_t = np.array(CHANGES[number % len(CHANGES)])
-        kernel[..., number] = (change_t[:, None, None] * blob_YX)[..., None]
-    size = np.sqrt(np.square(kernel).sum((0, 1, 2, 3)))
-    fast.kernel[...] = jnp.asarray(math.sqrt(2) * kernel / size, jnp.float32)
 
 
 def _as_wide_as(width: int) -> float:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+PATIENCE_S = 60
 
 
 class Page:
@@ -67,6 +70,8 @@ class Page:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
+            answering, _, _ = select.select([self._events], [], [], PATIENCE_S)
+            assert answering, f"the browser has said nothing for {PATIENCE_S} s"
             more = os.read(self._events, 1 << 20)
             assert more, "the browser has ended"
             self._unread += more
@@ -77,7 +82,7 @@ class Page:
 @contextmanager
 def opened(profile: Path) -> Iterator[Page]:
     """A browser with one page; `profile` is an empty folder for what it keeps."""
-    assert CHROMIUM is not None
+    assert CHROMIUM is not None, "no Chromium on PATH: apt-get install chromium"
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]

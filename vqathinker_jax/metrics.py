@@ -104,7 +104,8 @@ def srcc(x_B: np.ndarray, y_B: np.ndarray) -> float:
 
 def krcc(x_B: np.ndarray, y_B: np.ndarray) -> float:
     """Kendall's tau-b."""
-    return float(stats.kendalltau(x_B, y_B, method="asymptotic").statistic)  # pyright: ignore[reportAttributeAccessIssue]
+    tau, _ = stats.kendalltau(x_B, y_B, method="asymptotic")
+    return float(tau)
 
 
 def plcc(x_B: np.ndarray, y_B: np.ndarray) -> float:

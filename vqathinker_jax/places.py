@@ -92,9 +92,10 @@ def answers(
             held = occupy(held, jnp.int32(place), cache, logits_PV, prompt.key, **ending)
         if held is None or not tags:
             continue
-        held = advance(graph, state, held, jnp.int32(slice_length), jnp.bool_(more), **ending)
+        now: Places = advance(graph, state, held, jnp.int32(slice_length), jnp.bool_(more), **ending)
+        held = now
         # Copies: a CPU's arrays that the host holds could not be donated to the next call.
-        told = jax.tree.map(jnp.copy, (held.running_P, held.written_P, held.ids_PC))  # pyright: ignore[reportOptionalMemberAccess]
+        told = jax.tree.map(jnp.copy, (now.running_P, now.written_P, now.ids_PC))
         running_P, written_P, ids_PC = jax.device_get(told)
         for place in [place for place in tags if not running_P[place]]:
             ids_T = ids_PC[place, : written_P[place]]

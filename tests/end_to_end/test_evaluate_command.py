@@ -1,6 +1,10 @@
 """`evaluate` and `score --window` as a user runs them: what is written, what is refused, and the exit status."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,3 +114,30 @@ def test_windows_draw_a_curve_for_each_video(command, videos: Path, tmp_path: Pa
     for window in "0", "inf", "nan":
         assert command("score", videos / "2.mp4", "--window", window) == 2
     assert command("score", videos / "2.mp4", "--window", "1", "--decoder", "decord") == 2
+
+
+def test_hosts_that_know_each_other_leave_what_one_leaves(command, checkpoint: Path, videos: Path, tmp_path: Path):
+    given = ["evaluate", videos / "labels.csv", "--task", "describe", "--workers", "0", "--output"]
+    assert command(*given, tmp_path / "one") == 1
+    # What another run left of the same is to go.
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    rows = (tmp_path / "one" / "predictions.jsonl").read_text()
+    (tmp_path / "two" / "predictions.jsonl").write_text(rows.replace('"text": "', '"text": "formerly '))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        given += [tmp_path / "two", "--no-resume", "--coordinator", f"127.0.0.1:{free.getsockname()[1]}"]
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "run.py", *map(str, [*given, "--share", share, "--checkpoint", checkpoint, *SMALL])],
+            cwd=Path(run.__file__).parent,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for share in ("1/2", "2/2")
+    ]
+    said = [host.communicate(timeout=120)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [1, 0], "the absent video is of the first share"
+    assert ["wrote" in text for text in said] == [True, False]
+    for name in "summary.json", "summary.md", "predictions.csv":
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert sorted((tmp_path / "two" / "predictions.jsonl").read_text().splitlines()) == sorted(rows.splitlines())

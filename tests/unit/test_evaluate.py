@@ -180,7 +180,7 @@ def test_five_kills_leave_every_video_one_row_and_the_same_figures(
 ):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "tests.evaluation", str(checkpoint), str(labels), str(output), "2"]
-    kept: dict[str, dict] = {}
+    kept: dict[str, str] = {}
     for goal in (1, 4, 7, 10, 13):
         child = subprocess.Popen(command, cwd=Path(__file__).parents[2])
         deadline = time.monotonic() + 120
@@ -203,13 +203,13 @@ def test_five_kills_leave_every_video_one_row_and_the_same_figures(
         assert (output / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
-def read(output: Path) -> dict[str, dict]:
+def read(output: Path) -> dict[str, str]:
     """The whole rows that a process which may still be writing has written, by video."""
     path = output / "predictions.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
     assert len(rows) == len({row["video"] for row in rows})
-    return {row["video"]: json.dumps(row) for row in rows}  # type: ignore[return-value]
+    return {row["video"]: json.dumps(row) for row in rows}
 
 
 def test_choices_are_counted_by_category(judge: Judge, labels: Path, tmp_path: Path):

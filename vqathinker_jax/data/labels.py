@@ -100,15 +100,23 @@ def read_choices(questions: Path, folder: Path | None = None) -> tuple[VideoSet,
     report, items = Report(), []
     root = (folder or questions.parent).resolve()
     for number, line in report.attempt(f"{questions}", lines_of, questions) or []:
-        where = f"{questions}:{number}"
-        entry = report.attempt(where, parsed, line)
-        name = entry and report.attempt(where, _text, entry, "video")
-        video = name and report.attempt(where, inside, root, name)
-        choice = entry and report.attempt(where, _choice, entry)
-        if name and video and choice:
-            items.append(Item(f"{name}#{number}", video, choice=choice))  # pyright: ignore[reportArgumentType]
+        if item := _question(questions, number, line, root, report):
+            items.append(item)
     report.close()
     return (VideoSet(questions.stem, tuple(items)),)
+
+
+def _question(questions: Path, number: int, line: bytes, root: Path, report: Report) -> Item | None:
+    where = f"{questions}:{number}"
+    entry = report.attempt(where, parsed, line)
+    if entry is None:
+        return None
+    name = report.attempt(where, _text, entry, "video")
+    video = None if name is None else report.attempt(where, inside, root, name)
+    choice = report.attempt(where, _choice, entry)
+    if video is None or choice is None:
+        return None
+    return Item(f"{name}#{number}", video, choice=choice)
 
 
 def _read_set(meta: Path, folder: Path | None) -> VideoSet:
@@ -199,15 +207,21 @@ def _text(entry: dict[str, Any], key: str) -> str:
 
 
 def _choice(entry: dict[str, Any]) -> Choice:
-    options = entry.get("options")
-    if isinstance(options, dict):
-        options = [options.get(letter) for letter in LETTERS[: len(options)]]
-    fits = isinstance(options, list) and 2 <= len(options) <= len(LETTERS)
-    if not fits or not all(isinstance(option, str) and option.strip() for option in options):  # pyright: ignore[reportOptionalIterable]
-        raise InputError('"options" is no list of 2 to 26 texts, nor an object of them by letter: write ["Yes", "No"]')
-    answer = _text(entry, "answer")
-    names = [*LETTERS[: len(options)]]  # pyright: ignore[reportArgumentType]
-    if options.count(answer) != 1 and answer.rstrip(".") not in names:  # pyright: ignore[reportOptionalMemberAccess]
+    options, answer = _options(entry.get("options")), _text(entry, "answer")
+    letters = list(LETTERS[: len(options)])
+    if options.count(answer) == 1:
+        right = options.index(answer)
+    elif answer.rstrip(".") in letters:
+        right = letters.index(answer.rstrip("."))
+    else:
         raise InputError(f'"answer" is {answer!r:.80}: give the letter or the text of one of the options')
-    right = options.index(answer) if answer in options else names.index(answer.rstrip("."))  # pyright: ignore[reportOperatorIssue, reportOptionalMemberAccess]
-    return Choice(_text(entry, "question"), tuple(options), right, str(entry.get("category") or "all"))  # pyright: ignore[reportArgumentType]
+    return Choice(_text(entry, "question"), options, right, str(entry.get("category") or "all"))
+
+
+def _options(value: Any) -> tuple[str, ...]:
+    if isinstance(value, dict):
+        value = [value.get(letter) for letter in LETTERS[: len(value)]]
+    texts = [text for text in value if isinstance(text, str) and text.strip()] if isinstance(value, list) else []
+    if not 2 <= len(texts) <= len(LETTERS) or len(texts) < len(value):
+        raise InputError('"options" is no list of 2 to 26 texts, nor an object of them by letter: write ["Yes", "No"]')
+    return tuple(texts)

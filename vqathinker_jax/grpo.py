@@ -5,7 +5,7 @@ to the very loss and gradient of the whole batch.
 
 Deviations from the reference: the advantages of a group without spread are exactly 0, not a rounding over 1e-4; a
 completion of which no token counts is absent from every mean, as if it had not been drawn. `dr_grpo` changes the
-divisor of the loss alone: advantages stay scaled by their group's deviation.
+divisor of the loss alone: advantages stay scaled by their group's deviation unless `scale_advantages` is off.
 """
 
 import math
@@ -36,6 +36,8 @@ class LossConfig:
     beta:           weight of the divergence from the reference policy; 0 needs no reference policy.
     divergence:     estimator of it, per token.
     drop_truncated: leave out completions cut off before their stop token.
+    scale_advantages: divide advantages by their group's deviation (the reference). Where a group agrees but for the last
+        digit, that makes as much of the digit as of a wrong answer elsewhere; Dr. GRPO does without.
     """
 
     kind: LossKind = "grpo"
@@ -44,6 +46,7 @@ class LossConfig:
     beta: float = 0.04
     divergence: Divergence = "k3"
     drop_truncated: bool = False
+    scale_advantages: bool = True
 
     def __post_init__(self):
         for name, choices in (("kind", get_args(LossKind)), ("divergence", get_args(Divergence))):
@@ -80,15 +83,16 @@ class Mean(NamedTuple):
         return self.total / jnp.maximum(self.weight, 1)
 
 
-def advantages(rewards_PG: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rewards less their group's mean over its unbiased deviation, float32 [P, G], and which groups [P] had no spread.
+def advantages(rewards_PG: jax.Array, scale: bool = True) -> tuple[jax.Array, jax.Array]:
+    """Rewards less their group's mean, over its unbiased deviation where `scale` says so, float32 [P, G], and which
+    groups [P] had no spread.
 
     Source: the reference's `grpo_trainer.py` (deviation + 1e-4).
     """
     flat_P = rewards_PG.max(-1) == rewards_PG.min(-1)
     centred_PG = rewards_PG - rewards_PG.mean(-1, keepdims=True)
-    deviation_P1 = rewards_PG.std(-1, ddof=1, keepdims=True)
-    return jnp.where(flat_P[:, None], 0.0, centred_PG / (deviation_P1 + 1e-4)), flat_P
+    width_P1 = rewards_PG.std(-1, ddof=1, keepdims=True) + 1e-4 if scale else 1.0
+    return jnp.where(flat_P[:, None], 0.0, centred_PG / width_P1), flat_P
 
 
 def log_probs(

@@ -118,7 +118,7 @@ def update(
     Raises: InputError where the videos do not divide into the micro-batches or groups of the config.
     """
     earned = rewards(rollout.ratings, rollout.mos_P, config.rewards, rollout.perturbed)
-    advantages_PG, flat_P = advantages(earned.total_PG)
+    advantages_PG, flat_P = advantages(earned.total_PG, config.loss.scale_advantages)
     parts = gradients(graph, state.moving, fixed, rollout, advantages_PG, config, context_id)
     gradient, loss, metrics, log_probs_PGC = parts
     state, report = _moved(state, gradient, loss, metrics, optimizer)

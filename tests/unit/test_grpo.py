@@ -46,6 +46,12 @@ def test_advantages_are_centred_with_unit_unbiased_deviation(G: int):
     assert not flat_P.any()
 
 
+def test_unscaled_advantages_are_the_rewards_less_their_means():
+    rewards_PG = drawn(5, 4)
+    advantages_PG, _ = advantages(rewards_PG, scale=False)
+    assert_close(advantages_PG, rewards_PG - rewards_PG.mean(-1, keepdims=True), atol=1e-6)  # float32 rounding
+
+
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, 2.7])
 def test_a_group_without_spread_has_no_advantage_at_all(reward: float):
     # Seven times 0.1 has a mean in float32 that is not 0.1.

@@ -25,28 +25,26 @@ Divergence = Literal["k1", "k2", "k3"]
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Which loss, how far a step may go, and how near to the reference policy it stays.
-
-    kind:           grpo     mean over a completion's tokens, then over completions (the reference)
-                    dr_grpo  sum over tokens, divided by the longest a completion may be
-                    dapo     mean over all tokens of the batch
-                    gspo     grpo with one ratio a completion: the geometric mean of its tokens' ratios
-                    cispo    dapo with the clipped ratio as a constant weight on the log-prob, so that no token is cut
-    clip_low/high:  ratios below 1 - clip_low or above 1 + clip_high earn nothing more; cispo has no lower one.
-    beta:           weight of the divergence from the reference policy; 0 needs no reference policy.
-    divergence:     estimator of it, per token.
-    drop_truncated: leave out completions cut off before their stop token.
-    scale_advantages: divide advantages by their group's deviation (the reference). Where a group agrees but for the last
-        digit, that makes as much of the digit as of a wrong answer elsewhere; Dr. GRPO does without.
-    """
+    """Which loss, how far a step may go, and how near to the reference policy it stays."""
 
     kind: LossKind = "grpo"
+    """grpo: the mean over a completion's tokens, then over completions (the reference). dr_grpo: the sum over tokens,
+    divided by the longest a completion may be. dapo: the mean over all tokens of the batch. gspo: grpo with one ratio a
+    completion, the geometric mean of its tokens' ratios. cispo: dapo with the clipped ratio as a constant weight on the
+    log-prob, so that no token is cut."""
     clip_low: float = 0.2
+    """Ratios below 1 - clip_low earn nothing more; cispo has no lower bound."""
     clip_high: float = 0.2
+    """Ratios above 1 + clip_high earn nothing more."""
     beta: float = 0.04
+    """Weight of the divergence from the reference policy; 0 needs no reference policy."""
     divergence: Divergence = "k3"
+    """Estimator of it, per token."""
     drop_truncated: bool = False
+    """Leave out completions cut off before their stop token."""
     scale_advantages: bool = True
+    """Divide advantages by their group's deviation (the reference). Where a group agrees but for the last digit, that
+    makes as much of the digit as of a wrong answer elsewhere; Dr. GRPO does without."""
 
     def __post_init__(self):
         for name, choices in (("kind", get_args(LossKind)), ("divergence", get_args(Divergence))):

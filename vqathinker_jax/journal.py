@@ -12,6 +12,7 @@ One process at a time writes a run.
 """
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -138,7 +139,9 @@ def _open_wandb(project: str, directory: Path, config: Mapping[str, Any]) -> Any
         raise InputError(
             f"wandb is {project!r}, but the package is missing: pip install wandb, or leave it out"
         ) from None
-    return wandb.init(project=project, name=directory.name, id=directory.name, resume="allow", config=dict(config))
+    # The same run again where the directory is the same, and no other.
+    number = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=directory.name, id=number, resume="allow", config=dict(config))
 
 
 def _refuse_changes(recorded: Path, config: dict[str, Any], free: set[str]) -> None:

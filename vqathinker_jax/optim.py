@@ -14,21 +14,26 @@ from vqathinker_jax.records import InputError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The defaults are the reference's: betas 0.9 and 0.999, no weight decay, no warm-up, gradient norm at most 1.
-
-    freeze_vision: leave the vision tower and its projector as they are. moments: dtype of Adam's first moment; the
-    second has the parameters'.
-    """
+    """AdamW. The defaults are the reference's: no weight decay, no warm-up, gradient norm at most 1."""
 
     learning_rate: float = 1e-6
+    """Of the first update."""
     decay: bool = True
+    """Let the learning rate fall linearly to 0 at the run's end."""
     beta1: float = 0.9
+    """Of Adam's first moment."""
     beta2: float = 0.999
+    """Of its second."""
     epsilon: float = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = 0.0
+    """What a weight loses of itself each update, times the learning rate."""
     max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this."""
     freeze_vision: bool = False
+    """Leave the vision tower and its projector as they are."""
     moments: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of Adam's first moment; the second has the parameters'."""
 
     def __post_init__(self):
         for name in ("learning_rate", "epsilon", "max_grad_norm"):

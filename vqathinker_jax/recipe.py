@@ -7,7 +7,7 @@ from vqathinker_jax.data.pipeline import DataConfig
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.model.adapter import LoraConfig
 from vqathinker_jax.optim import OptimizerConfig
-from vqathinker_jax.records import InputError
+from vqathinker_jax.records import InputError, check_divides
 from vqathinker_jax.rewards import RewardConfig
 from vqathinker_jax.rollout import RolloutConfig
 from vqathinker_jax.sharding import MeshConfig, Remat
@@ -86,9 +86,7 @@ class TrainConfig:
             "rewards.temporal_group": self.rewards.temporal_group or P,
         }
         for name, part in parts.items():
-            if P % part:
-                divisors = ", ".join(str(n) for n in range(1, P + 1) if P % n == 0)
-                raise InputError(f"{name} is {part}, which does not divide batch_size {P}: use one of {divisors}")
+            check_divides(name, part, P)
 
     @property
     def step(self) -> StepConfig:

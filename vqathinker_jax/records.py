@@ -60,3 +60,14 @@ class Unparsable:
     reason: str
     thinking: str
     answer: str
+
+
+def check_divides(name: str, part: int, videos: int) -> None:
+    """Nothing, where a batch of so many videos divides into parts, or groups, of this number.
+
+    Raises: InputError with the numbers that would do.
+    """
+    if videos % part:
+        *others, last = (str(number) for number in range(1, videos + 1) if videos % number == 0)
+        fitting = " or ".join(filter(None, [", ".join(others), last]))
+        raise InputError(f"{name} is {part}, which does not divide a batch of {videos} videos: use {fitting}")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vqathinker_jax.records import InputError
+from vqathinker_jax.records import InputError, check_divides
 
 RANKING_GOOD, REGRESSION_GOOD = 0.5, 0.9
 """Rewards above these gain the temporal bonus."""
@@ -29,22 +29,26 @@ _EPSILON = 1e-6
 class RewardConfig:
     """The weight of each reward, and the reference's choices within them.
 
-    sigma:           width, in rating points, of the regression reward's bell.
-    coarse_factor:   what a rating with fewer than two decimals keeps of its regression reward; 1 does not punish it.
-    ranking_group:   so many consecutive videos are ranked among each other (reference: 2); None, the whole batch.
-    temporal_bonus:  what a good reward gains where the true order of frames did no worse than the perturbed one.
-    temporal_group:  so many consecutive videos decide on it together: 1, as the paper says it; 2 in the reference
-                     (quirk: those that share a GPU, 8 completions of 4 a video); None, the whole batch.
+    The temporal reward needs perturbed copies, which `data.perturb` asks for.
     """
 
     regression: float = 1.0
+    """Weight of the reward for a rating near the label."""
     ranking: float = 1.0
+    """Weight of the reward for standing on the right side of other videos' ratings."""
     format: float = 1.0
+    """Weight of the reward for the form of the answer."""
     sigma: float = 0.5
+    """Width, in rating points, of the regression reward's bell."""
     coarse_factor: float = 0.8
+    """What a rating with fewer than two decimals keeps of its regression reward; 1 does not punish it."""
     ranking_group: int | None = None
+    """So many consecutive videos are ranked among each other (reference: 2); None, the whole batch."""
     temporal_bonus: float = 0.3
+    """What a good reward gains where the true order of frames did no worse than the perturbed one."""
     temporal_group: int | None = 1
+    """So many consecutive videos decide on that bonus together; None, the whole batch. The paper says 1; the reference
+    does 2 (quirk: the videos that share a GPU, 8 completions of 4 a video)."""
 
     def __post_init__(self):
         if not self.sigma > 0:
@@ -178,14 +182,8 @@ def _size(name: str, group: int | None, videos: int) -> int:
     Raises: InputError where the batch does not divide into such groups.
     """
     size = group or videos
-    if videos % size:
-        divisors = [str(size) for size in range(1, videos + 1) if videos % size == 0]
-        raise InputError(f"{name} is {size}, which does not divide a batch of {videos} videos: use {_any(divisors)}")
+    check_divides(name, size, videos)
     return size
-
-
-def _any(choices: list[str]) -> str:
-    return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
 
 
 def _root(x: jax.Array) -> jax.Array:

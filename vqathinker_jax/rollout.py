@@ -78,18 +78,22 @@ class Prompts:
     """The training prompts of all rows of a run, padded on the left to one length, so that one program serves all."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: "Qwen2Tokenizer", model: ModelConfig, *, frames: int, size: int):
-        """Raises: InputError where a question cannot be put, or is longer than the model takes."""
+        """Raises: InputError where a question cannot be put, with the line that asks it."""
         has_motion = model.motion is not None
         width = model.tokens_per_frame(size)
 
-        def ids(problem: str) -> np.ndarray:
-            question = prompt.training_question(problem, frames, has_motion)
-            return prompt.encode(tokenizer, question, width, frames, has_motion)
+        def ids(row: Row) -> np.ndarray:
+            question = prompt.training_question(row.problem, frames, has_motion)
+            try:
+                return prompt.encode(tokenizer, question, width, frames, has_motion)
+            except InputError as fault:
+                raise InputError(f"{row.dataset}, line {row.line}, {row.name}: {fault}") from None
 
         self.tokenizer = tokenizer
         self.special = prompt.special_tokens(tokenizer)
         self.never = prompt.slot_tokens(tokenizer)
-        self._ids = {problem: ids(problem) for problem in {row.problem for row in rows}}
+        asking = {row.problem: row for row in reversed(rows)}
+        self._ids = {problem: ids(row) for problem, row in asking.items()}
         self._length = prompt.pad_left(list(self._ids.values()), self.special.pad)[0].shape[1]
 
     def check_room(self, new_tokens: int, positions: int) -> None:

@@ -137,15 +137,14 @@ def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; one of them may be -1, for all that the others leave.
-
-    data: copies of the model. fsdp: over how many devices each copy's weights are spread. tensor: over how many each
-    matrix product is.
-    """
+    """Devices along each axis of the mesh; one of them may be -1, for all that the others leave."""
 
     data: int = 1
+    """Copies of the model."""
     fsdp: int = -1
+    """Devices over which each copy's weights are spread."""
     tensor: int = 1
+    """Devices over which each matrix product is spread."""
 
 
 def make_mesh(config: MeshConfig, devices: int | Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]

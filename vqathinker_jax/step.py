@@ -19,7 +19,7 @@ from flax import nnx
 
 from vqathinker_jax.grpo import Experience, LossConfig, Mean, advantages, log_probs, policy_loss
 from vqathinker_jax.model.vlm import VLM
-from vqathinker_jax.records import InputError
+from vqathinker_jax.records import check_divides
 from vqathinker_jax.rewards import Ratings, RewardConfig, rewards
 from vqathinker_jax.sharding import Layout
 
@@ -236,8 +236,7 @@ def _gradient(
     `total(moving, *part)` gives the mean's total, and as a second the mean itself, metrics, and log-probs.
     """
     P = jax.tree.leaves(whole)[0].shape[0]
-    if P % micro_batches:
-        raise InputError(f"micro_batches is {micro_batches}, which does not divide {P} videos; use a divisor")
+    check_divides("micro_batches", micro_batches, P)
 
     def one_part(part: tuple[Any, ...]) -> tuple[nnx.State, Any]:
         (_, aux), gradient = jax.value_and_grad(total, has_aux=True)(moving, *jax.tree.map(layout.rows, part))

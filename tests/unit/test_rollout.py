@@ -102,3 +102,9 @@ def test_readings_become_arrays():
 def test_few_lengths_of_completions_are_compiled():
     assert {_room(longest, 2048) for longest in range(1, 2049)} == {64, 128, 256, 512, 1024, 2048}
     assert _room(3, 16) == 16
+
+
+def test_a_question_that_cannot_be_put_is_named_with_its_line():
+    rows = (*ROWS[:1], replace(ROWS[1], problem="How <|im_end|> good?", line=7))
+    with pytest.raises(InputError, match=r"^set, line 7, 1\.mp4: the question holds <\|im_end\|>"):
+        Prompts(rows, load_tokenizer(TOKENIZER), SPEAKING, frames=F, size=SIZE)

@@ -263,7 +263,7 @@ def test_settings_that_cannot_be_are_refused_with_those_that_can(small: TrainCon
         RolloutConfig(completions=1)
     with pytest.raises(InputError, match="but the epochs hold 12 batches"):
         start(replace(small, steps=13), Path("unused"))
-    with pytest.raises(InputError, match="micro_batches is 3, which does not divide batch_size 2: use one of 1, 2"):
+    with pytest.raises(InputError, match="micro_batches is 3, which does not divide a batch of 2 videos: use 1 or 2"):
         replace(small, micro_batches=3)
     with pytest.raises(InputError, match="would all be equal"):
         RolloutConfig(temperature=0.0)

@@ -113,10 +113,11 @@ def split_absent(rows: Iterable[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]
 class Report:
     """Collects faults instead of stopping at the first."""
 
-    faults: list[str] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, where: str, fault: object) -> None:
-        self.faults.append(f"{where}: {fault}")
+        """A fault, and the file or the line of it that it is in."""
+        self.faults.append((where, str(fault)))
 
     def attempt(self, where: str, step: Callable[..., T], *arguments: object) -> T | None:
         """What `step` returns; None where it raises an InputError, which is kept with the place it speaks of."""
@@ -127,10 +128,16 @@ class Report:
             return None
 
     def close(self) -> None:
-        """Raise InputError with everything found, if anything was."""
+        """Raise InputError with everything found, if anything was, by file and line."""
         if self.faults:
             count = len(self.faults)
-            raise InputError("\n".join([f"{count} {'fault' if count == 1 else 'faults'} in the data:", *self.faults]))
+            lines = (f"{where}: {fault}" for where, fault in sorted(self.faults, key=lambda found: _numbered(found[0])))
+            raise InputError("\n".join([f"{count} {'fault' if count == 1 else 'faults'} in the data:", *lines]))
+
+
+def _numbered(where: str) -> list[tuple[int, str]]:
+    """A key that sorts line 9 before line 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", where)]
 
 
 def _pairs(manifests: str, folders: str) -> list[tuple[Path, Path]]:

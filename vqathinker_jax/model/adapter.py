@@ -21,11 +21,12 @@ ADAPTED = ("query", "key", "value", "out", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """rank: columns of the adapters' inner side; 0 for none, when the model's own weights move. alpha: what is learned
-    counts alpha / rank times."""
+    """Adapters beside the language model's matrices, which then move instead of these."""
 
     rank: int = 0
+    """Columns of the adapters' inner side; 0 for none, when the model's own weights move."""
     alpha: float = 16.0
+    """What is learned counts alpha / rank times."""
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:

@@ -141,7 +141,7 @@ def test_all_faults_stand_in_one_report(tmp_path: Path, videos: Path):
     manifest = write(tmp_path, line(), b"{", line("../b.mp4", "good"), b"", line("gone.mp4", id=2), line("b.mp4"))
     told = faults(manifest, videos)
     assert [fault.split(":")[0] for fault in told] == ["2", "3", "3", "5", "6"]
-    assert f"id '1' of lsvq stands at {manifest}:1 too" in told[3]
+    assert f"id '1' of lsvq stands at {manifest}:1 too" in told[4]
 
 
 def test_a_link_may_point_inside_the_folder_but_not_out(tmp_path: Path, videos: Path):

@@ -104,7 +104,7 @@ def srcc(x_B: np.ndarray, y_B: np.ndarray) -> float:
 
 def krcc(x_B: np.ndarray, y_B: np.ndarray) -> float:
     """Kendall's tau-b."""
-    tau, _ = stats.kendalltau(x_B, y_B, method="asymptotic")
+    tau, _ = np.asarray(stats.kendalltau(x_B, y_B, method="asymptotic"))
     return float(tau)
 
 

@@ -54,7 +54,7 @@ def _agreement(summary: Found, other: Found | None, other_name: str) -> Table:
             rows.append([label, theirs["coverage"], *(_figure(theirs[figure]) for figure in FIGURES)])
     for name, means in summary["averages"].items():
         values = (_number(means.get(figure)) for figure in FIGURES)
-        rows.append([f"{name}, weighted mean", f"{len(means['sets'])} sets", *values])
+        rows.append([f"{name}, weighted mean", f"{len(means['sets'])} set{'s' * (len(means['sets']) > 1)}", *values])
     if any(None in means.values() for means in summary["averages"].values()):
         notes.append("A mean is undefined (–) where that of one of its sets is.")
     notes.append("In brackets: bootstrap 95 % intervals. Fitted: after the 4-parameter logistic fit.")

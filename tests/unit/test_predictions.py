@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vqathinker_jax.predictions import Predictions, Share, read_rows
+from vqathinker_jax.predictions import ALL, Predictions, Share, read_rows
 from vqathinker_jax.records import InputError
 
 RUN = {"checkpoint": "abc", "frames": 12}
@@ -78,9 +78,9 @@ def test_two_processes_on_one_output_are_refused(tmp_path: Path):
     other.start()
     try:
         assert ready.wait(60)
-        for options in {}, {"resume": False}, {"share": Share(1, 2)}:
+        for resume, share in (True, ALL), (False, ALL), (True, Share(1, 2)):
             with pytest.raises(InputError, match="another process is writing there"):
-                Predictions(tmp_path / "out", RUN, SETS, **options)
+                Predictions(tmp_path / "out", RUN, SETS, resume=resume, share=share)
     finally:
         release.set()
         other.join()

@@ -97,6 +97,8 @@ function plot(caption, labels, points, curve, colour) {
     for (const [px, py, half] of [...curve].reverse()) draw.lineTo(x(px), y(py - (half || 0)));
     draw.fill();
     draw.globalAlpha = 1;
+    draw.strokeStyle = getComputedStyle(document.body).color;
+    draw.lineWidth = 2;
     draw.beginPath();
     for (const [px, py] of curve) draw.lineTo(x(px), y(py));
     draw.stroke();

@@ -31,11 +31,12 @@ config = TrainConfig(
     steps=200,
     rollout=RolloutConfig(completions=8, max_new_tokens=40, top_k=0, trailing_zeros=True),
     rewards=RewardConfig(),
-    loss=LossConfig(beta=0.01),
-    optimizer=OptimizerConfig(learning_rate=5e-4, freeze_vision=True),
+    loss=LossConfig(beta=0.01, scale_advantages=False),
+    optimizer=OptimizerConfig(learning_rate=3e-4, freeze_vision=True),
     save_every=50,
     keep=1,
     samples_every=20,
+    remat="none",
 )
 
 warm_start = replace(

@@ -15,14 +15,15 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
-from configs.learn_tiny import config, warm_start
+from configs import learn_small, learn_tiny
 from tools.curves import DRAWN, write_figures
 from tools.responses import write_lessons
+from tools.tiny_model import SMALL, TINY
 from vqathinker_jax.data.synthetic import SyntheticConfig, read_truth, write_set
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import RewardConfig
@@ -38,13 +39,18 @@ ABLATIONS = {
 """What GRPO is rewarded by instead, from the first seed's warm start."""
 TYPICAL = 100
 """Clips that the first filters are scaled by."""
-SEEING = {"batch": 64, "rate": 2e-3}
+BATCH = 64
+"""Pictures a step of learning to see."""
+RECIPES = {"tiny": (TINY, 2e-3, learn_tiny), "small": (SMALL, 3e-4, learn_small)}
+"""How large the model is, the rate at which it learns to see, and the module with `warm_start` and `config`."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What to run."""
 
+    recipe: Literal["tiny", "small"] = "tiny"
+    """Of `configs/`: tiny, for two cores; small, for one GPU, which wants processes 1."""
     work: Path = Path("runs/learn")
     """Folder for videos, checkpoints and runs."""
     results: Path = Path("benchmarks/learning")
@@ -61,10 +67,22 @@ class Options:
     """Videos of each held-out split."""
     seeing: int = 800
     """Steps of learning to see."""
-    warm_start: int = warm_start.steps
-    """Steps of the supervised stage."""
-    grpo: int = config.steps
-    """Steps of GRPO."""
+    warm_start: int | None = None
+    """Steps of the supervised stage; None, as the recipe says."""
+    grpo: int | None = None
+    """Steps of GRPO; None, as the recipe says."""
+
+    @property
+    def first(self) -> TrainConfig:
+        """The supervised stage."""
+        recipe = RECIPES[self.recipe][2].warm_start
+        return replace(recipe, steps=self.warm_start or recipe.steps)
+
+    @property
+    def then(self) -> TrainConfig:
+        """GRPO."""
+        recipe = RECIPES[self.recipe][2].config
+        return replace(recipe, steps=self.grpo or recipe.steps)
 
     @property
     def videos(self) -> Path:
@@ -81,7 +99,7 @@ def main(options: Options) -> None:
         runs = [pool.submit(run_seed, options, seed) for seed in range(options.seeds)]
         # The others begin from the first seed's warm start, so they are asked for when that is there.
         runs[0].result()
-        others = {CONTROL: pool.submit(run_variant, options, CONTROL, SHUFFLED, config.rewards)}
+        others = {CONTROL: pool.submit(run_variant, options, CONTROL, SHUFFLED, options.then.rewards)}
         for name, rewards in ABLATIONS.items() if options.ablations else ():
             others[name] = pool.submit(run_variant, options, name, "train.jsonl", rewards)
         measured = [run.result() for run in runs]
@@ -90,8 +108,9 @@ def main(options: Options) -> None:
 
 def write_videos(options: Options) -> None:
     """Write the synthetic set, and its training manifest with the ratings shuffled among the videos."""
+    view = options.then.data
     held_out = {"in_domain": options.held_out, "out_of_domain": options.held_out}
-    synthetic = SyntheticConfig(options.train, **held_out, size=config.data.size, frames=config.data.frames)
+    synthetic = SyntheticConfig(options.train, **held_out, size=view.size, frames=view.frames)
     write_set(options.videos, synthetic, workers=options.processes, progress=True)
     rows = [json.loads(line) for line in (options.videos / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     order = np.random.default_rng(0).permutation(len(rows))
@@ -108,7 +127,7 @@ def run_seed(options: Options, seed: int) -> dict[str, Any]:
     manifest = options.videos / "train.jsonl"
     write_lessons(manifest, read_truth(manifest), lessons, seed)
     _once(here / "seeing" / "config.json", lambda: _write_seeing(options, here, lessons, seed))
-    first = replace(warm_start, checkpoint=str(here / "seeing"), steps=options.warm_start)
+    first = replace(options.first, checkpoint=str(here / "seeing"))
     _train(_over(first, options, lessons, seed), here / "warm_start")
     _train(_reinforced(options, manifest, seed), here / "grpo")
     return {stage: _measured(options, here / stage) for stage in STAGES}
@@ -158,7 +177,7 @@ def _home(options: Options, seed: int) -> Path:
 def _reinforced(options: Options, manifest: Path, seed: int) -> TrainConfig:
     """GRPO from a seed's warm start."""
     source = _home(options, seed) / "warm_start" / "model"
-    return _over(replace(config, checkpoint=str(source), steps=options.grpo), options, manifest, seed)
+    return _over(replace(options.then, checkpoint=str(source)), options, manifest, seed)
 
 
 def _over(settings: TrainConfig, options: Options, manifest: Path, seed: int) -> TrainConfig:
@@ -175,14 +194,15 @@ def _write_seeing(options: Options, here: Path, lessons: Path, seed: int) -> Non
     from vqathinker_jax.data import prompt
 
     rows = [json.loads(line) for line in lessons.read_text(encoding="utf-8").splitlines()]
-    F = config.data.frames
-    question = prompt.training_question(rows[0]["conversations"][0]["value"], F, motion=True)
+    view, (size, rate, _) = options.first.data, RECIPES[options.recipe]
+    question = prompt.training_question(rows[0]["conversations"][0]["value"], view.frames, motion=True)
     texts = [row["response"] for row in rows] + [prompt.render(question).replace(prompt.SLOT, "")]
-    raw = settings(write_words(here / "seeing", texts))
-    frames_NFYXC = load_frames(manifest_rows(options.videos, "train"), config.data)
+    raw = settings(write_words(here / "seeing", texts), size)
+    frames_NFYXC = load_frames(manifest_rows(options.videos, "train"), view)
     model = fresh(raw, frames_NFYXC[:TYPICAL].reshape(-1, *frames_NFYXC.shape[2:]), seed)
     truths = list(read_truth(options.videos / "train.jsonl").values())
-    losses = learn_to_see(model, look_at(model, frames_NFYXC, truths, seed), steps=options.seeing, **SEEING, seed=seed)
+    clips = look_at(model, frames_NFYXC, truths, seed)
+    losses = learn_to_see(model, clips, steps=options.seeing, batch=BATCH, rate=rate, seed=seed)
     _write_json(here / "seeing.json", losses)
     write_weights(here / "seeing", raw, model)
 
@@ -216,11 +236,11 @@ def _measured(options: Options, directory: Path) -> dict[str, Any]:
     def make() -> None:
         model = open_model(directory / "model", dtype="float32", unrolled=True)
         tokenizer = load_tokenizer(directory / "model")
-        rater = measure.Rater(model, tokenizer, config.data, config.rollout.max_new_tokens)
+        rater = measure.Rater(model, tokenizer, options.then.data, options.then.rollout.max_new_tokens)
         found: dict[str, Any] = {}
         for split in ("in_domain", "out_of_domain"):
             rows = measure.manifest_rows(options.videos, split)
-            frames = measure.load_frames(rows, config.data)
+            frames = measure.load_frames(rows, options.then.data)
             found[split] = measure.quality(rater, rows, frames)
             if split == "in_domain":
                 truths = read_truth(options.videos / f"{split}.jsonl")

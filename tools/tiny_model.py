@@ -70,6 +70,7 @@ SMALL = Size(
     language_heads=10,
     motion_stem=32,
     motion_ratio=4,
+    mlp=3,
 )
 """About a hundred million weights, for one GPU."""
 

@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import jax
 import numpy as np
+from flax import nnx
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from configs.learn_tiny import config
 from tools.curves import PANELS, write_figures
-from tools.learn import ABLATIONS, CONTROL, Options, write_results
+from tools.learn import ABLATIONS, CONTROL, RECIPES, Options, write_results
 from tools.measure import UNRATED, read
 from tools.responses import SLOTS, response, write_lessons
 from tools.see import SEEN, _amount, disorder
 from tools.tiny_model import fresh, settings
+from tools.tiny_motion import measure_change
 from vqathinker_jax.data.distortions import KINDS, Distortion
 from vqathinker_jax.data.synthetic import SyntheticConfig, Truth, plan
+from vqathinker_jax.model.config import parse_config
 from vqathinker_jax.model.motion import SlowFast
-from vqathinker_jax.model.vlm import normalise
+from vqathinker_jax.model.vlm import VLM, normalise
 from vqathinker_jax.parse import parse_rollout, parse_score
 from vqathinker_jax.records import Answer
 
@@ -146,3 +150,13 @@ def test_each_ablation_leaves_one_reward_out():
         changed = {part for part, value in asdict(rewards).items() if value != asdict(config.rewards)[part]}
         assert changed == {{"without_temporal": "temporal_bonus"}.get(name, name.removeprefix("without_"))}
         assert all(asdict(rewards)[part] == 0 for part in changed)
+
+
+def test_the_small_recipe_makes_a_model_of_a_hundred_million_weights_that_hears_motion():
+    size, _, recipe = RECIPES["small"]
+    raw = settings(300, size)
+    model = nnx.eval_shape(lambda: VLM(parse_config(raw, motion=True), rngs=nnx.Rngs(0)))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)) if hasattr(leaf, "size"))
+    assert 80e6 < weights < 120e6
+    assert recipe.config.data.size == recipe.warm_start.data.size == size.image
+    measure_change(SlowFast(model.config.motion, rngs=nnx.Rngs(0)))

@@ -21,10 +21,14 @@ import numpy as np
 from tqdm import tqdm
 
 from convert.comparison import HEADER, TOKENS, Comparison, compare_all, first_out, line, verdict
+from convert.gradients import our_gradients, record_gradients
 from convert.load import open_config
 from convert.oracle import Reference, open_oracle
+from convert.picture import draw
 from convert.recording import Given, Recording, Task
+from convert.stages import open_ours, run
 from convert.tensors import open_folder
+from convert.theirs import record
 from vqathinker_jax.checkpoint import is_native, read_config
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.prompt import encode, load_tokenizer, scoring_question, special_tokens
@@ -135,9 +139,6 @@ def _theirs(
     directory: Path, halves: Halves, make: Callable[[], Task], say: Callable[[str], None]
 ) -> Iterator[Recording]:
     """The reference's half: from its folder, or run here into the folder to save or one that goes when all is done."""
-    from convert.gradients import record_gradients
-    from convert.theirs import record
-
     if halves.against:
         recording = Recording.open(halves.against)
         check_same(recording, directory)
@@ -163,9 +164,6 @@ def _theirs(
 
 def _ours(directory: Path, halves: Halves, recording: Recording) -> Iterator[tuple[str, np.ndarray]]:
     """Our half, stage by stage."""
-    from convert.gradients import our_gradients
-    from convert.stages import open_ours, run
-
     task = recording.task
     model = open_ours(directory, halves.slowfast, task.dtype, on_disk=_on_disk(directory, halves, task))
     guide = recording.read(TOKENS) if TOKENS in recording else np.zeros(0, np.int32)
@@ -201,8 +199,6 @@ def _free_memory() -> int:
 
 def write_report(folder: Path, comparisons: Sequence[Comparison], settings: dict[str, Any]) -> None:
     """Leave `crosscheck.json` and `crosscheck.png` in a folder; infinite and undefined numbers are written as null."""
-    from convert.picture import draw
-
     folder.mkdir(parents=True, exist_ok=True)
     first = first_out(comparisons)
     rows = [{key: _finite(value) for key, value in asdict(each).items()} for each in comparisons]

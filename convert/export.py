@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,7 @@ from convert.tensors import MOTION_FILE
 from vqathinker_jax.checkpoint import read_config
 from vqathinker_jax.data.prompt import load_tokenizer, special_tokens
 from vqathinker_jax.folder import check_free, copy_beside, replacing
+from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.stored import DTYPES, LIMIT, NAMES, Shape, Spec, Writer, write_checksums
 
@@ -65,17 +66,11 @@ def export_checkpoint(
         raise CheckpointError(f"{target}: holds {source}, which is still needed; name another folder")
     special = special_tokens(load_tokenizer(source))
     origin, raw = open_origin(source, slowfast), read_config(source)
-    same = (raw["model_type"] == "internvl_chat") == (kind == "chat")
+    settings = _settings(raw, origin.config, kind, special.context)
+    same = settings is raw
     tensors, notes = _outgoing(origin, origin.spelling if same else kind, None if dtype is None else jnp.dtype(dtype))
-    settings = raw
-    if not same:
-        chat = kind == "chat"
-        settings = (
-            chat_settings(raw, origin.config) if chat else transformers_settings(raw, origin.config, special.context)
-        )
     if not same or dtype is not None:
-        kinds = {tensor.dtype for tensor in tensors.values() if tensor.dtype in _TORCH}
-        settings = with_dtype(settings, _TORCH[max(kinds, key=lambda name: DTYPES[name].itemsize)])
+        settings = with_dtype(settings, _widest(tensors))
     with replacing(target, force=force) as partial:
         sums = _write(tensors, partial, kind, limit, f"exporting {source.resolve().name}")
         copy_beside(source, partial)
@@ -90,7 +85,20 @@ def export_checkpoint(
     return (*origin.left_out, *notes)
 
 
+def _settings(raw: Mapping[str, Any], config: ModelConfig, kind: Format, image_token: int) -> Mapping[str, Any]:
+    """The target's `config.json`: the source's own where the format stays."""
+    if (raw["model_type"] == "internvl_chat") == (kind == "chat"):
+        return raw
+    return chat_settings(raw, config) if kind == "chat" else transformers_settings(raw, config, image_token)
+
+
 _TORCH = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+def _widest(tensors: Mapping[str, Outgoing]) -> str:
+    """PyTorch's name of the widest dtype among the weights."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.dtype in _TORCH}
+    return _TORCH[max(kinds, key=lambda name: DTYPES[name].itemsize)]
 
 
 def _outgoing(origin: Origin, spelling: str, dtype: np.dtype | None) -> tuple[dict[str, Outgoing], list[str]]:

@@ -45,13 +45,7 @@ def convert_checkpoint(
     origin = open_origin(source, slowfast, fresh_motion=fresh_motion)
     kinds = _kinds(origin, dtype)
     with replacing(target, force=force) as folder:
-        sums = _write_weights(origin, kinds, folder)
-        if origin.carried:
-            specs = {name: (tensor.shape, tensor.dtype) for name, tensor in origin.carried.items()}
-            with Writer(folder, specs, stem=CARRIED.removesuffix(".safetensors")) as writer:
-                for name, tensor in origin.carried.items():
-                    writer.append(name, tensor.read())
-                sums |= writer.finish()
+        sums = _write_weights(origin, kinds, folder) | _write_carried(origin, folder)
         manifest = Manifest(
             motion=origin.config.motion is not None,
             tied=origin.config.language.tied,
@@ -75,6 +69,17 @@ def _write_weights(origin: Origin, kinds: dict[str, str], folder: Path) -> dict[
         for path, array in tqdm(zip(paths, made, strict=True), title, len(paths), disable=None):
             writer.append(path, array)
         return {f"{WEIGHTS}/{file}": sums for file, sums in writer.finish().items()}
+
+
+def _write_carried(origin: Origin, folder: Path) -> dict[str, dict[str, str]]:
+    """Keep what our model has no use for, where there is any."""
+    if not origin.carried:
+        return {}
+    specs = {name: (tensor.shape, tensor.dtype) for name, tensor in origin.carried.items()}
+    with Writer(folder, specs, stem=CARRIED.removesuffix(".safetensors")) as writer:
+        for name, tensor in origin.carried.items():
+            writer.append(name, tensor.read())
+        return writer.finish()
 
 
 def _kinds(origin: Origin, dtype: DTypeLike | None) -> dict[str, str]:

@@ -55,8 +55,9 @@ Read = Callable[[], "torch.Tensor"]
 class Oracle:
     """The parts of a PyTorch model.
 
-    see: normalised pixels [F, C, Y, X] to visual tokens [F, L, D]. weights: motion tensors by the reference's name.
-    names: of parameters as gradients are compared, by the names that they have in `whole`.
+    see: normalised pixels [F, C, Y, X] to visual tokens [F, L, D]. weights: tensors by the names that they have in
+    `whole`; those of the motion branch, which `whole` may lack, by the reference's. motion_settings: the config's
+    `motion_config`. spelling: the key in `SPELLINGS` of those names.
     """
 
     whole: Any

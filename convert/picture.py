@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:
-    from convert.comparison import Comparison
+from convert.comparison import Comparison
 
 _WIDTH, _HEIGHT = 1200, 520
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 20, 40, 90
@@ -15,7 +13,7 @@ _DECADES = range(-8, 2)
 _INK, _PALE, _GOOD, _BAD, _BOUND = "#222222", "#dddddd", "#1f6fb2", "#c0262c", "#999999"
 
 
-def draw(comparisons: "Sequence[Comparison]") -> Image.Image:
+def draw(comparisons: Sequence[Comparison]) -> Image.Image:
     """The picture of the stages in their order; those out of tolerance are red, the first of them named."""
     picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13)

@@ -273,7 +273,7 @@ def test_a_fault_in_the_model_is_named_first(
         plant(model)
         return model
 
-    monkeypatch.setattr(convert.stages, "open_ours", with_fault)
+    monkeypatch.setattr("convert.crosscheck.open_ours", with_fault)
     check_named_first(*suited, tmp_path, stage)
 
 

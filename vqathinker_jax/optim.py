@@ -5,11 +5,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from vqathinker_jax.records import InputError
+from vqathinker_jax.sharding import placement, shardings
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,15 @@ def trainable(config: OptimizerConfig, *, adapters: bool = False) -> Any:
     if not config.freeze_vision:
         return nnx.Param
     return nnx.All(nnx.Param, lambda path, _: path[0] not in ("vision", "projector"))
+
+
+def memory_places(tx: optax.GradientTransformation, moving: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
+    """Where the optimizer's memory lies: each array that is like a weight beside it, all others everywhere."""
+    everywhere = placement(mesh, PartitionSpec())
+    return optax.tree.map_params(
+        tx,
+        lambda _, place: place,
+        jax.eval_shape(tx.init, moving),
+        shardings(moving, mesh),
+        transform_non_params=lambda _: everywhere,
+    )

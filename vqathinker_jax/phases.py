@@ -20,8 +20,8 @@ from vqathinker_jax.model.adapter import adapt
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.language import PromptCache
 from vqathinker_jax.model.vlm import VLM
-from vqathinker_jax.optim import optimizer
-from vqathinker_jax.policy import divide, memory_places
+from vqathinker_jax.optim import memory_places, optimizer
+from vqathinker_jax.policy import divide
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import Layout, shardings, specification

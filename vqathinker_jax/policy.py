@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from vqathinker_jax import checkpoint
 from vqathinker_jax.model.adapter import adapt, merge
 from vqathinker_jax.model.vlm import VLM
-from vqathinker_jax.optim import optimizer, trainable
+from vqathinker_jax.optim import memory_places, optimizer, trainable
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.sharding import Layout, layout_of, shardings
 from vqathinker_jax.step import Fixed, TrainState
@@ -89,18 +89,6 @@ def divide(
     model.lay_out(layout)
     graph, moving, still = nnx.split(model, _trainable(config), ...)
     return graph, moving, still
-
-
-def memory_places(tx: optax.GradientTransformation, moving: nnx.State, mesh: Mesh) -> Any:
-    """Where the optimizer's memory lies: each array that is like a weight beside it, all others everywhere."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return optax.tree.map_params(
-        tx,
-        lambda _, place: place,
-        jax.eval_shape(tx.init, moving),
-        jax.tree.map(lambda x: x.sharding, moving),
-        transform_non_params=lambda _: everywhere,
-    )
 
 
 def follow(policy: Policy, config: TrainConfig, done: int) -> Policy:

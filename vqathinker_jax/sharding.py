@@ -15,7 +15,15 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 from vqathinker_jax.records import InputError
 
@@ -107,8 +115,25 @@ def layout_of(mesh: Mesh, remat: Remat = "layers") -> Layout:
     return Layout(None if alone else mesh, alone and mesh.devices.flat[0].platform == "cpu", remat)
 
 
+def placement(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> Sharding:
+    """Where an array of this specification lies, in the very words in which XLA says it of what it returns.
+
+    An array that comes back in other words than it went in would make jit compile again: so there are no axes of one
+    device, and no dimensions at the end that are whole.
+    """
+    if mesh.size == 1 and isinstance(mesh, Mesh):
+        return SingleDeviceSharding(mesh.devices.flat[0])
+    said: list[str | tuple[str, ...] | None] = []
+    for group in spec:
+        names = tuple(name for name in ((group,) if isinstance(group, str) else group or ()) if mesh.shape[name] > 1)
+        said.append(names if len(names) > 1 else names[0] if names else None)
+    while said and said[-1] is None:
+        said.pop()
+    return NamedSharding(mesh, PartitionSpec(*said))
+
+
 def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
-    """A tree like `state` with the `NamedSharding` of each variable's array.
+    """A tree like `state` with the `placement` of each variable's array.
 
     Raises: InputError where a dimension does not divide by its mesh axis, with the sizes that all dimensions on it do.
     """
@@ -124,7 +149,7 @@ def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> Any:
                 if size % mesh.shape[name]:
                     where = jax.tree_util.keystr(path, simple=True, separator=".")
                     refused.setdefault(name, f"{where}: a dimension of {size}")
-        return variable.replace(NamedSharding(mesh, spec))
+        return variable.replace(placement(mesh, spec))
 
     placed = jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     for name, dimension in refused.items():
@@ -218,5 +243,5 @@ def share_of_videos(mesh: Mesh) -> tuple[int, int]:
 
 def put_videos(rows: Any, mesh: Mesh) -> Any:
     """A tree of this process's rows, one a video, as arrays of all processes' rows spread over the mesh."""
-    sharding = NamedSharding(mesh, VIDEOS)
+    sharding = placement(mesh, VIDEOS)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows)

@@ -19,9 +19,10 @@ from flax import nnx
 
 from vqathinker_jax.grpo import Experience, LossConfig, Mean, advantages, log_probs, policy_loss
 from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.optim import memory_places
 from vqathinker_jax.records import check_divides
 from vqathinker_jax.rewards import Ratings, RewardConfig, rewards
-from vqathinker_jax.sharding import Layout
+from vqathinker_jax.sharding import Layout, shardings
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ def update(
     advantages_PG, flat_P = advantages(earned.total_PG, config.loss.scale_advantages)
     parts = gradients(graph, state.moving, fixed, rollout, advantages_PG, config, context_id)
     gradient, loss, metrics, log_probs_PGC = parts
-    state, report = _moved(state, gradient, loss, metrics, optimizer)
     layout = nnx.merge(graph, state.moving, fixed.still).layout
+    state, report = _moved(state, gradient, loss, metrics, optimizer, layout)
     report |= {
         "reward": earned.total_PG.mean(),
         "reward_regression": earned.regression_PG.mean(),
@@ -168,7 +169,7 @@ def imitate(
 
     layout = nnx.merge(graph, state.moving, still).layout
     gradient, loss, metrics, _ = _gradient(total, state.moving, (lessons,), config.micro_batches, layout)
-    state, report = _moved(state, gradient, loss, metrics, optimizer)
+    state, report = _moved(state, gradient, loss, metrics, optimizer, layout)
     return state, report | {"length": lessons.lengths_PG.mean(), "tokens": lessons.lengths_PG.sum()}
 
 
@@ -178,15 +179,23 @@ def _moved(
     loss: jax.Array,
     metrics: dict[str, Mean],
     optimizer: optax.GradientTransformation,
+    layout: Layout,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after a step of the optimizer, or the same one where loss or gradient are not finite; and metrics."""
+    """The state after a step of the optimizer, or the same one where loss or gradient are not finite; and metrics.
+
+    It lies where the one before did.
+    """
     updates, memory = optimizer.update(gradient, state.memory, state.moving)
     moved = TrainState(cast(nnx.State, optax.apply_updates(state.moving, updates)), memory)
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
     report = {"loss": loss, "grad_norm": norm, "finite": finite}
     report |= {name: mean.value for name, mean in metrics.items()}
-    return jax.tree.map(partial(jnp.where, finite), moved, state), report
+    kept = jax.tree.map(partial(jnp.where, finite), moved, state)
+    if layout.mesh is not None:
+        places = TrainState(shardings(state.moving, layout.mesh), memory_places(optimizer, state.moving, layout.mesh))
+        kept = jax.tree.map(jax.lax.with_sharding_constraint, kept, places)
+    return kept, report
 
 
 def gradients(

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tests.devices import run_on_devices
 from tests.models import MOVING, tiny_model
 from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import InputError
-from vqathinker_jax.sharding import check_spread, shardings, share_of_videos, specification
+from vqathinker_jax.sharding import check_spread, placement, shardings, share_of_videos, specification
 
 MESH = AbstractMesh((2, 2), ("fsdp", "tensor"))
 
@@ -46,6 +46,13 @@ def test_an_abstract_model_is_placed_before_it_has_weights():
     state = nnx.state(abstract_model(ModelConfig()))
     placed = shardings(state, MESH)["language"]["layers"]["up"]["kernel"].get_value()
     assert placed.spec == PartitionSpec(None, "fsdp", "tensor")
+
+
+def test_placements_are_said_as_xla_says_them():
+    mesh = AbstractMesh((2, 1, 4), ("data", "fsdp", "tensor"))
+    said = placement(mesh, PartitionSpec(None, ("data", "fsdp"), "tensor", "fsdp", None))
+    assert isinstance(said, NamedSharding)
+    assert said.spec == PartitionSpec(None, "data", "tensor")
 
 
 def test_every_parameter_of_every_part_knows_its_axes():

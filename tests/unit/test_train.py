@@ -15,6 +15,7 @@ from convert.load import open_config, open_model
 from tests import checkpoints
 from vqathinker_jax.checkpoint import arrays
 from vqathinker_jax.data.pipeline import DataConfig
+from vqathinker_jax.generate import begin, decode, encode, prefill
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.model.adapter import LoraConfig
 from vqathinker_jax.model.vlm import VLM
@@ -22,6 +23,7 @@ from vqathinker_jax.optim import OptimizerConfig
 from vqathinker_jax.recipe import ReferenceConfig, TrainConfig
 from vqathinker_jax.records import InputError
 from vqathinker_jax.rollout import RolloutConfig
+from vqathinker_jax.step import update
 from vqathinker_jax.train import NotFiniteError, train
 
 CLIPS = Path(__file__).parents[2] / "vqathinker_jax" / "assets" / "clips"
@@ -115,6 +117,17 @@ def test_a_run_leaves_its_config_metrics_samples_savepoints_and_model(straight: 
     assert {row["video"] for row in samples} == {"pristine.mp4", "damaged.mp4"}
     assert sorted(path.name for path in (straight / "savepoints").iterdir()) == ["1", "2"]
     assert list((straight / "tensorboard").glob("events*"))
+
+
+def test_nothing_compiles_after_the_first_step(small: TrainConfig, tmp_path: Path):
+    compiled = []
+
+    def display(*_: object) -> None:
+        programs = encode, prefill, begin, decode, update
+        compiled.append([getattr(program, "_cache_size")() for program in programs])  # noqa: B009
+
+    start(replace(small, steps=3), tmp_path / "run", display=display)
+    assert compiled == compiled[:1] * 3
 
 
 def test_all_but_slowfast_moves(small: TrainConfig, straight: Path):

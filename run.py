@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vqathinker_jax import console
+from vqathinker_jax.processes import ALONE, Processes, is_first, join
 from vqathinker_jax.records import InputError, VideoError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from vqathinker_jax.judge import Judge, Verdict
     from vqathinker_jax.model.vlm import VLM
-    from vqathinker_jax.predictions import Share
     from vqathinker_jax.recipe import TrainConfig
 
 DEMO = Path(__file__).parent / "vqathinker_jax" / "assets"
@@ -151,7 +151,7 @@ def evaluate(
     workers: int = 2,
     resume: bool = True,
     share: str = "1/1",
-    coordinator: str = "",
+    processes: Processes = ALONE,
     compare: Path | None = None,
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
 ) -> int:
@@ -169,16 +169,15 @@ def evaluate(
         batch_size: Videos on the device at a time.
         workers: Processes that decode videos; 0 decodes between answers.
         resume: Go on with what is in the output folder; without, start over.
-        share: Which part to do, as 2/4 on the second of four hosts; auto where a TPU pod, SLURM or Open MPI says so.
-        coordinator: Address of the first host with a free port, as 10.0.0.1:8476, for it to wait for the others' shares
-            and write the figures; without, run once without --share afterwards.
+        share: Which part to do, as 2/4 on the second of four hosts that cannot reach each other; run once without it
+            afterwards. Those that can are told of each other by --processes, and share by themselves.
         compare: Output folder of another run over the same sets, to stand beside this one in the report.
     """
     from vqathinker_jax import evaluate as evaluation
     from vqathinker_jax import report, summary, tables
     from vqathinker_jax.data.labels import read_choices, read_sets
     from vqathinker_jax.data.paper import read_paper
-    from vqathinker_jax.predictions import ALL, check_folder, read_run
+    from vqathinker_jax.predictions import ALL, Share, check_folder, read_run
     from vqathinker_jax.tasks import TASKS
 
     pace = evaluation.Pace(batch_size, workers)
@@ -190,7 +189,14 @@ def evaluate(
     sets = read(meta, videos)
     check_folder(output)
     others = read_run(compare) if compare else None
-    part, together = _share(share, coordinator)
+    part, together = Share.parse(share), processes != ALONE
+    if together:
+        if part != ALL:
+            raise InputError(
+                f"--share {share} is for hosts that do not know of each other; leave it or --processes out"
+            )
+        join(processes)
+        part = evaluation.own_share()
     judge, run = _open(model), evaluation.evaluate_together if together else partial(evaluation.evaluate, share=part)
     with console.counting("looking at videos") as count:
         rows, made_by = run(
@@ -219,19 +225,6 @@ def evaluate(
         print(f"({DEMO_NOTICE})")
     entries = (ALL if whole else part).take([entry for result in results for entry in result.entries])
     return int(any(entry.status != "ok" for entry in entries))
-
-
-def _share(text: str, coordinator: str) -> "tuple[Share, bool]":
-    """Which videos are this process's, and whether processes know of each other, which they then do from here on."""
-    from vqathinker_jax.evaluate import own_share
-    from vqathinker_jax.predictions import ALL, Share
-    from vqathinker_jax.processes import Processes, join
-
-    part = ALL if text == "auto" else Share.parse(text)
-    if text != "auto" and not coordinator:
-        return part, False
-    join(Processes(0 if text == "auto" else part.of, coordinator, part.number - 1))
-    return own_share(), True
 
 
 def convert(
@@ -315,7 +308,6 @@ def train(
 
 def _train(recipe: Path, overrides: list[str]) -> int:
     """The recipe's own command line: its values are the defaults."""
-    from vqathinker_jax.processes import ALONE, Processes, is_first, join
     from vqathinker_jax.recipe import TrainConfig
     from vqathinker_jax.train import NotFiniteError
     from vqathinker_jax.train import train as run

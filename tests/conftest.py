@@ -1,6 +1,9 @@
 """What every test shares: the CPU unless JAX_PLATFORMS says otherwise, a compilation cache, and the reference cases."""
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if needing_gpu and not _gpu_present():
         for item in needing_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a GPU, and JAX_PLATFORMS that allows it"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> Iterator[None]:
+    """What a module compiled goes with it: of the whole suite, it would fill a worker with gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 def _gpu_present() -> bool:

@@ -1,15 +1,12 @@
 """Several processes as one run: how they find each other, and what they tell each other beside arrays.
 
-Arrays need nothing of this: jit and orbax see those of all processes as one (`sharding.py`).
+Arrays need nothing of this: jit and orbax see those of all processes as one (`sharding.py`). JAX is imported where
+it is used, so that the command line can name these options without waiting for it.
 """
 
 import json
 from dataclasses import dataclass
 from typing import Any
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from vqathinker_jax.records import InputError
 
@@ -46,6 +43,8 @@ def join(processes: Processes) -> None:
 
     Raises: InputError where they do not find each other.
     """
+    import jax
+
     if processes.count == 1:
         return
     given = (processes.coordinator, processes.count, processes.index) if processes.count else ()
@@ -59,11 +58,17 @@ def join(processes: Processes) -> None:
 
 def is_first() -> bool:
     """Whether this is the process that writes what is written once."""
+    import jax
+
     return jax.process_index() == 0
 
 
 def exchange(value: Any) -> list[Any]:
     """The JSON values that all processes come with, in their order; every process must call this, and waits for all."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
     if jax.process_count() == 1:
         return [value]
     told = np.frombuffer(json.dumps(value).encode(), np.uint8)

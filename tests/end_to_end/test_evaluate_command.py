@@ -87,7 +87,8 @@ def test_descriptions_need_no_rating(command, videos: Path, tmp_path: Path):
         (["gone.json"], "cannot be read"),
         (["videos", "--batch-size", "0"], "batch size 0"),
         (["videos", "--share", "3/2"], "write which of how many"),
-        (["videos", "--coordinator", "127.0.0.1:1"], "1 processes with coordinator"),
+        (["videos", "--processes.coordinator", "127.0.0.1:1"], "1 processes with coordinator"),
+        (["videos", "--share", "1/2", "--processes.count", "0"], "leave it or --processes out"),
         (["videos", "--videos", "."], "is itself a folder of videos"),
         (["videos", "--output", "videos/out"], "lies among the videos"),
         (["videos", "--preset", "paper", "--task", "choice"], "has no questions"),
@@ -124,18 +125,23 @@ def test_hosts_that_know_each_other_leave_what_one_leaves(command, checkpoint: P
     rows = (tmp_path / "one" / "predictions.jsonl").read_text()
     (tmp_path / "two" / "predictions.jsonl").write_text(rows.replace('"text": "', '"text": "formerly '))
     with socket.create_server(("127.0.0.1", 0)) as free:
-        given += [tmp_path / "two", "--no-resume", "--coordinator", f"127.0.0.1:{free.getsockname()[1]}"]
+        given += [tmp_path / "two", "--no-resume", "--processes.count", "2"]
+        given += ["--processes.coordinator", f"127.0.0.1:{free.getsockname()[1]}"]
     hosts = [
         subprocess.Popen(
-            [sys.executable, "run.py", *map(str, [*given, "--share", share, "--checkpoint", checkpoint, *SMALL])],
+            [
+                sys.executable,
+                "run.py",
+                *map(str, [*given, "--processes.index", index, "--checkpoint", checkpoint, *SMALL]),
+            ],
             cwd=Path(run.__file__).parent,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             text=True,
         )
-        for share in ("1/2", "2/2")
+        for index in range(2)
     ]
-    said = [host.communicate(timeout=120)[0] for host in hosts]
+    said = [host.communicate(timeout=300)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [1, 0], "the absent video is of the first share"
     assert ["wrote" in text for text in said] == [True, False]
     for name in "summary.json", "summary.md", "predictions.csv":

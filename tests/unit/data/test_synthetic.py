@@ -1,7 +1,8 @@
 """Synthetic sets: the same from the same seed, split as promised, and nothing but pictures tells the rating."""
 
+import inspect
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import av
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+import run
 from vqathinker_jax.data import scenes, synthetic
 from vqathinker_jax.data.distortions import KINDS
 from vqathinker_jax.data.frames import sample_indices
@@ -25,6 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
     write_set(folder, CONFIG, workers=1)
     return folder
+
+
+def test_the_command_has_the_defaults_of_the_config():
+    parameters = inspect.signature(run.synthesize).parameters
+    config = asdict(SyntheticConfig())
+    assert {name: parameters[name].default for name in config} == config
 
 
 def plans(split: str, count: int) -> list[Truth]:

@@ -47,12 +47,14 @@ def join(processes: Processes) -> None:
 
     if processes.count == 1:
         return
-    given = (processes.coordinator, processes.count, processes.index) if processes.count else ()
     try:
-        jax.distributed.initialize(*given)
+        if processes.count:
+            jax.distributed.initialize(processes.coordinator, processes.count, processes.index)
+        else:
+            jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:  # whatever the cluster's manager or the network has to say
         fault = " ".join(str(error).split())[:300]
-        cure = "start all processes together, the same way" if given else "give count, coordinator and index"
+        cure = "start all processes together, the same way" if processes.count else "give count, coordinator and index"
         raise InputError(f"{processes}: the processes do not find each other ({fault}): {cure}") from error
 
 

@@ -105,7 +105,10 @@ def train(
                 savepoints.save(step, Savepoint(kept(policy, config), {"data": place}))
                 savepoints.wait()
                 raise NotFiniteError(_not_finite(step, metrics, told.videos, savepoints.directory))
-            metrics |= {"learning_rate": float(falling(step * config.iterations)), "unreadable": len(told.unreadable)}
+            metrics |= {
+                "learning_rate": float(np.asarray(falling(step * config.iterations))),
+                "unreadable": len(told.unreadable),
+            }
             metrics |= {f"seconds_{phase}": seconds for phase, seconds in clock.seconds.items()}
             journal.write(step, metrics)
             journal.write_unreadable(step, told.unreadable)

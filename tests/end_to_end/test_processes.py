@@ -37,7 +37,7 @@ SMALLER = {
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command of a run over eight videos, of a small random model; without motion, as that takes long to compile."""
+    """The command of a run over eight videos, of a small random model; without motion, which is slow to compile."""
     folder = tmp_path_factory.mktemp("videos")
     lines = [json.loads(line) for line in (CLIPS / "train.jsonl").read_text().splitlines()]
     rows = [

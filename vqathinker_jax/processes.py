@@ -25,15 +25,6 @@ class Processes:
     index: int = 0
     """Which of them this is, from 0."""
 
-    def __post_init__(self):
-        if self.count < 0 or not 0 <= self.index < max(self.count, 1):
-            raise InputError(f"process {self.index} of {self.count}: give a count from 0, and an index from 0 below it")
-        if (self.count > 1) != bool(self.coordinator):
-            raise InputError(
-                f"{self.count} processes with coordinator {self.coordinator!r}: more than one need the first one's "
-                "address and port, as 10.0.0.1:8476, and others have no use for it"
-            )
-
 
 ALONE = Processes()
 
@@ -41,10 +32,11 @@ ALONE = Processes()
 def join(processes: Processes) -> None:
     """Wait until all are there; from then on `jax.devices()` are those of all. To be called before any computation.
 
-    Raises: InputError where they do not find each other.
+    Raises: InputError where there can be no such processes, or they do not find each other.
     """
     import jax
 
+    _check(processes)
     if processes.count == 1:
         return
     try:
@@ -56,6 +48,17 @@ def join(processes: Processes) -> None:
         fault = " ".join(str(error).split())[:300]
         cure = "start all processes together, the same way" if processes.count else "give count, coordinator and index"
         raise InputError(f"{processes}: the processes do not find each other ({fault}): {cure}") from error
+
+
+def _check(processes: Processes) -> None:
+    count, index = processes.count, processes.index
+    if count < 0 or not 0 <= index < max(count, 1):
+        raise InputError(f"process {index} of {count}: give a count from 0, and an index from 0 below it")
+    if (count > 1) != bool(processes.coordinator):
+        raise InputError(
+            f"{count} processes with coordinator {processes.coordinator!r}: more than one need the first one's address "
+            "and port, as 10.0.0.1:8476, and others have no use for it"
+        )
 
 
 def is_first() -> bool:

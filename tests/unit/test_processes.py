@@ -20,7 +20,7 @@ from vqathinker_jax.records import InputError
 )
 def test_what_cannot_be_is_refused(told: dict, fault: str):
     with pytest.raises(InputError, match=re.escape(fault)):
-        Processes(**told)
+        join(Processes(**told))
 
 
 def test_one_alone_waits_for_nobody():

@@ -26,6 +26,7 @@ FLOORS = [
     ["plan"],
     ["convert", "configs"],
     ["vqathinker"],
+    ["commands"],
     ["run"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -38,7 +39,7 @@ DEVICE_PACKAGES = {"jax", "flax", "optax", "numpy"} | set(sys.stdlib_module_name
 LATE = {"torch": {"convert"}, "transformers": {"data", "convert"}, "decord": {"data"}, "pytorchvideo": set()}
 
 MODULES = {"run", "vqathinker"}
-OWN_PACKAGES = {"vqathinker_jax", "convert", "configs", *MODULES}
+OWN_PACKAGES = {"vqathinker_jax", "convert", "configs", "commands", *MODULES}
 SOURCES = sorted(
     path.relative_to(ROOT)
     for path in [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-import run
+from commands.training import synthesize
 from vqathinker_jax.data import scenes, synthetic
 from vqathinker_jax.data.distortions import KINDS
 from vqathinker_jax.data.frames import sample_indices
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_has_the_defaults_of_the_config():
-    parameters = inspect.signature(run.synthesize).parameters
+    parameters = inspect.signature(synthesize).parameters
     config = asdict(SyntheticConfig())
     assert {name: parameters[name].default for name in config} == config
 

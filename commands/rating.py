@@ -1,0 +1,124 @@
+"""Rating videos, and asking about them: `score` and `ask`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from commands.options import BUNDLED, DEMO_NOTICE, AsJson, Model, ModelOptions, is_demo, open_judge
+from vqathinker_jax import console
+from vqathinker_jax.records import InputError, VideoError
+
+if TYPE_CHECKING:
+    from vqathinker_jax.judge import Judge, Verdict
+
+PATHS_HELP = "Files (a picture counts as a still video), folders (searched for videos and pictures) or globs."
+
+Video = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")]
+Videos = Annotated[
+    tyro.conf.Positional[tuple[str, ...]],
+    tyro.conf.arg(metavar="PATH…", help=PATHS_HELP, help_behavior_hint="(one or more)"),
+]
+
+
+def score(
+    paths: Videos,
+    model: Model = BUNDLED,
+    as_json: AsJson = False,
+    window: float | None = None,
+    stride: float = 0.0,
+    curves: Path = Path("curves"),
+) -> int:
+    """Rate videos from 1 (very poor) to 5 (excellent), with the reasoning.
+
+    For example:
+      python run.py score clip.mp4
+      python run.py score videos/ 'more/*.mkv' --checkpoint VQAThinker-8B --json > ratings.jsonl
+      python run.py score film.mkv --window 10 --stride 5     (an extension: the rating over time)
+
+    Args:
+        window: Rate windows of so many seconds instead of whole videos, whatever their length.
+        stride: Seconds from one window's beginning to the next's; 0 for one after another.
+        curves: Folder for each video's rating over time, as NAME.json and NAME.png.
+    """
+    from vqathinker_jax.data.paths import expand
+
+    if not paths:
+        raise InputError("score: no paths given; name a video, a folder or a glob, as in: python run.py score clip.mp4")
+    videos = expand(paths)
+    if window is not None:
+        return _score_windows(videos, model, window, stride, curves, as_json=as_json)
+    judge = open_judge(model)
+    verdicts = [_score_one(judge, video, index, len(videos), as_json=as_json) for index, video in enumerate(videos)]
+    if not as_json and len(verdicts) > 1:
+        console.print_table(verdicts)
+    if not as_json and is_demo(model):
+        print(f"({DEMO_NOTICE})")
+    return int(any(verdict.status == "failed" for verdict in verdicts))
+
+
+def ask(
+    video: Video,
+    question: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="QUESTION")],
+    model: Model = BUNDLED,
+    as_json: AsJson = False,
+) -> int:
+    """Ask a free question about a video's quality.
+
+    For example:
+      python run.py ask clip.mp4 "Is the motion smooth?" --checkpoint VQAThinker-8B
+
+    Args:
+        video: File of a video, or of a picture, which counts as a still video.
+        question: What to ask, in quotes.
+    """
+    judge = open_judge(model, question)
+    with console.progress(video.name, model.max_new_tokens) as progress:
+        reply = judge.ask(video, question, progress)
+    if as_json:
+        console.print_row(reply.row())
+    else:
+        console.print_reply(reply)
+    return int(reply.status == "failed")
+
+
+def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: bool) -> "Verdict":
+    with console.progress(f"[{index + 1}/{count}] {video.name}", judge.sampling.max_new_tokens) as progress:
+        verdict = judge.score(video, progress)
+    if as_json:
+        console.print_row(verdict.row())
+    else:
+        console.print_verdict(verdict)
+    return verdict
+
+
+def _score_windows(
+    videos: Sequence[Path], model: ModelOptions, window: float, stride: float, curves: Path, *, as_json: bool
+) -> int:
+    """Rate each video's windows; returns the exit status."""
+    from vqathinker_jax import timeline
+    from vqathinker_jax.data.windows import Span
+
+    if model.decoder != "pyav":
+        raise InputError(f"--decoder {model.decoder} cannot read windows; use pyav")
+    span, judge, failed = Span(window, stride), open_judge(model), False
+    for name, video in zip(timeline.names(videos), videos, strict=True):
+        try:
+            with console.counting(video.name) as count:
+                moments = []
+                for moment in timeline.rate_windows(judge, video, span):
+                    moments.append(moment)
+                    count(len(moments), None, "windows")
+        except VideoError as fault:
+            console.print_error(fault)
+            failed = True
+            continue
+        told = timeline.write(curves, name, video, span, moments)
+        failed |= any(moment.score is None for moment in moments)
+        if as_json:
+            console.print_row(told)
+        else:
+            console.print_lines(timeline.describe(told))
+            print(f"wrote {curves / name}.json and .png")
+    return int(failed)

@@ -145,6 +145,7 @@ def decode(
 ) -> Decoding:
     """Choose tokens until `until` are written or every completion has stopped."""
     model = nnx.merge(graph, state)
+    model.language.settle()
     last = jnp.minimum(until, sampling.max_new_tokens)
 
     def unfinished(decoding: Decoding) -> jax.Array:
@@ -155,8 +156,11 @@ def decode(
         newest_PG = jax.lax.dynamic_index_in_dim(decoding.ids_PGC, place, axis=2, keepdims=False)
         hidden_PGD = model.language.embed(newest_PG, model.dtype)
         hidden_PGD, cache = model.language.decode(hidden_PGD, prompt, decoding.cache, place)
-        logits_PGV = model.layout.rows(model.language.logits(hidden_PGD))
-        return _write(decoding, logits_PGV, keys_PG, cache, sampling, stop_id, pad_id)
+        logits_PGV = model.language.logits(hidden_PGD)
+        # From parts of the vocabulary for all rows to all of it for some, so that no logits are added across devices.
+        for axes in (("rows_of_copy", None, "width_of_decoding"), ("rows", None, "vocabulary")):
+            logits_PGV = model.layout.place(logits_PGV, *axes, uneven=True)
+        return _write(decoding, model.layout.rows(logits_PGV), keys_PG, cache, sampling, stop_id, pad_id)
 
     made = jax.lax.while_loop(unfinished, token, decoding)
     return Decoding(made.written, *map(model.layout.rows, made[1:-1]), made.cache)  # pyright: ignore[reportCallIssue]

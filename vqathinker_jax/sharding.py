@@ -39,6 +39,8 @@ PHYSICAL: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "vision": "fsdp",
     "norm": None,
+    "width_of_decoding": ("tensor", "fsdp"),
+    "head_of_decoding": "fsdp",
 }
 """Mesh axes of each logical axis of parameters, activations and caches; a mesh without them leaves it whole."""
 
@@ -79,13 +81,17 @@ class Layout:
     one_by_one: bool = False
     remat: Remat = "layers"
 
-    def place(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """`x`, told to lie where its trailing axes belong; a dimension that does not divide stays whole."""
+    def place(self, x: jax.Array, *axes: str | None, uneven: bool = False) -> jax.Array:
+        """`x`, told to lie where its trailing axes belong.
+
+        uneven: cut dimensions that do not divide too, their last parts smaller or empty; otherwise those stay whole.
+        """
         if self.mesh is None:
             return x
         spec = specification(axes, x.ndim, self.mesh)
         fitting = (
-            group if size % _parts(group, self.mesh) == 0 else None for size, group in zip(x.shape, spec, strict=True)
+            group if uneven or size % _parts(group, self.mesh) == 0 else None
+            for size, group in zip(x.shape, spec, strict=True)
         )
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*fitting)))
 

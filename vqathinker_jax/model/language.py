@@ -66,10 +66,11 @@ class LanguageModel(nnx.Module):
         def step(layer: DecoderLayer, hidden_PSD: jax.Array, _: None) -> tuple[jax.Array, Any]:
             def look(query_PSNH: jax.Array, key_PSKH: jax.Array, value_PSKH: jax.Array) -> tuple[jax.Array, Any]:
                 reach = {"causal": True, "window": self.config.window}
+                query_PSNH, key_PSKH = rotate(query_PSNH, rotation), rotate(key_PSKH, rotation)
                 seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, self.layout, key_mask_BS=mask_PS, **reach)
                 return seen_PSNH, tuple(self._cached(x_PSKH.swapaxes(1, 2)) for x_PSKH in (key_PSKH, value_PSKH))
 
-            hidden_PSD, cache = layer(self.layout.rows(hidden_PSD), rotation, look)
+            hidden_PSD, cache = layer(self.layout.rows(hidden_PSD), look)
             return hidden_PSD, (cache, None if out is None else hidden_PSD)
 
         hidden_PSD, rows = fold(self.layers, hidden_PSD, step)
@@ -100,6 +101,7 @@ class LanguageModel(nnx.Module):
             return jnp.concatenate([jnp.repeat(x_PTKH[:, :S], G, axis=0), alone(x_PTKH)], axis=1)
 
         def look(query_PTNH: jax.Array, key_PTKH: jax.Array, value_PTKH: jax.Array) -> tuple[jax.Array, None]:
+            query_PTNH, key_PTKH = rotate(query_PTNH, rotation), rotate(key_PTKH, rotation)
             mine = query_PTNH[:, :S], key_PTKH[:, :S], value_PTKH[:, :S]
             prompt = attend(*mine, self.layout, key_mask_BS=mask_PS, **reach)
             keys, values = after_prompt(key_PTKH), after_prompt(value_PTKH)
@@ -107,7 +109,7 @@ class LanguageModel(nnx.Module):
             return jnp.concatenate([prompt, completions.reshape(P, G * C, *prompt.shape[2:])], axis=1), None
 
         def step(layer: DecoderLayer, hidden_PTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return layer(self.layout.rows(hidden_PTD), rotation, look)
+            return layer(self.layout.rows(hidden_PTD), look)
 
         row_PTD = jnp.concatenate([prompt_PSD, completions_PGCD.reshape(P, G * C, D)], axis=1)
         hidden_PTD, _ = fold(self.layers, row_PTD, step, remat=self.layout.remat != "none")
@@ -128,6 +130,23 @@ class LanguageModel(nnx.Module):
         """Keys or values [..., P, K, *more, C, H], told where a cache lies."""
         return self.layout.place(x, "rows", "kv_heads", *more, None, None)
 
+    def settle(self) -> None:
+        """Let weights lie as decoding wants them: cut over all devices of a copy along the width inside of each block,
+        and along the vocabulary, where training has them cut along the stream between the blocks.
+
+        A device then makes its part of those widths, from the whole stream of all rows of its copy. What goes across
+        devices is the stream, added up twice a layer, and never a width, which is larger.
+        """
+        if self.layout.mesh is None:
+            return
+        layers, inward, outward = self.layers, (None, "width_of_decoding"), ("width_of_decoding", None)
+        head = (self.embedding, outward) if self.head is None else (self.head.kernel, inward)
+        lying = [head, (layers.gate.kernel, inward), (layers.up.kernel, inward), (layers.down.kernel, outward)]
+        lying += [(layers.query.kernel, (None, "heads", "head_of_decoding"))]
+        lying += [(each.kernel, (None, "kv_heads", "head_of_decoding")) for each in (layers.key, layers.value)]
+        for weight, axes in (*lying, (layers.out.kernel, ("heads", "head_of_decoding", None))):
+            weight.set_value(self.layout.place(weight[...], *axes, uneven=True))
+
     def decode(
         self, hidden_PGD: jax.Array, prompt: PromptCache, own: Any, step: jax.Array, slot: jax.Array | None = None
     ) -> tuple[jax.Array, Any]:
@@ -138,8 +157,7 @@ class LanguageModel(nnx.Module):
         began at different times, `step` is int32 [P], and all write at the one `slot`, which moves on by one a token
         and round the end: no prompt's tokens need places of their own, as a mask tells how far back its first stands.
 
-        Weights stay where they lie. Beside them the rows of one token are few, so each device multiplies its part of
-        the width for all of its copy's rows, and what it gets is added up; attention alone goes by rows.
+        On a mesh, weights stay where `settle` puts them, and attention alone goes by rows.
         """
         P, G, _ = hidden_PGD.shape
         slot, step_P1 = step if slot is None else slot, jnp.reshape(step, (-1, 1))
@@ -147,32 +165,41 @@ class LanguageModel(nnx.Module):
         S, window = prompt.mask_PS.shape[1], self.config.window
         prompt_mask_PS = prompt.mask_PS & (S + step_P1 - jnp.arange(S) < window) if window else prompt.mask_PS
 
+        def written(cache: Any, newest: Any) -> Any:
+            return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, slot, -2), cache, newest)
+
+        def by_head(x_PGNH: jax.Array, heads: str) -> jax.Array:
+            return self.layout.place(x_PGNH, "rows_of_copy", None, heads, "head_of_decoding", uneven=True)
+
+        def by_row(x_PGNH: jax.Array, heads: str) -> jax.Array:
+            return self.layout.place(x_PGNH, "rows", None, heads, None)
+
         def layer_step(layer: DecoderLayer, hidden_PGD: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
-            (prompt_key, prompt_value), (own_key, own_value) = caches
+            (prompt_key, prompt_value), own = caches
 
             def look(query_PGNH: jax.Array, key_PGKH: jax.Array, value_PGKH: jax.Array) -> tuple[jax.Array, Any]:
-                query_PGNH = self.layout.place(query_PGNH, "rows", None, "heads", None)
-                key_PGKH, value_PGKH = (
-                    self.layout.place(x, "rows", None, "kv_heads", None) for x in (key_PGKH, value_PGKH)
-                )
-                at = (0, 0, 0, slot, 0)
-                key_PKGCH = jax.lax.dynamic_update_slice(own_key, key_PGKH.swapaxes(1, 2)[:, :, :, None], at)
-                value_PKGCH = jax.lax.dynamic_update_slice(own_value, value_PGKH.swapaxes(1, 2)[:, :, :, None], at)
+                query_PGNH = by_row(by_head(query_PGNH, "heads"), "heads")
+                key_PGKH, value_PGKH = (by_row(by_head(x, "kv_heads"), "kv_heads") for x in (key_PGKH, value_PGKH))
+                query_PGNH, key_PGKH = rotate(query_PGNH, rotation), rotate(key_PGKH, rotation)
+                newest_PKG1H = tuple(x.swapaxes(1, 2)[:, :, :, None] for x in (key_PGKH, value_PGKH))
+                key_PKGCH, value_PKGCH = written(own, newest_PKG1H)
                 C = key_PKGCH.shape[3]
                 back_C = (slot - jnp.arange(C)) % C
                 own_mask_PC = (back_C <= step_P1) & (back_C < (window or C))
                 own_mask_PGC = jnp.broadcast_to(own_mask_PC[:, None], (P, G, C))
                 shared = (prompt_key, prompt_value, prompt_mask_PS)
                 seen_PGNH = attend_two(query_PGNH, shared, (key_PKGCH, value_PKGCH, own_mask_PGC))
-                return self.layout.place(seen_PGNH, "rows_of_copy", None, "heads", None), (key_PKGCH, value_PKGCH)
+                return by_head(by_row(seen_PGNH, "heads"), "heads"), newest_PKG1H
 
-            hidden_PGD, cache = layer(self.layout.place(hidden_PGD, "rows_of_copy", None, "embed"), rotation, look)
-            return self.layout.place(hidden_PGD, "rows_of_copy", None, "embed"), cache
+            hidden_PGD, newest = layer(hidden_PGD, look)
+            return self.layout.place(hidden_PGD, "rows_of_copy", None, None), newest
 
         listed = isinstance(self.layers, nnx.List)
         caches = tuple(zip(prompt.layers, own, strict=True)) if listed else (prompt.layers, own)
-        hidden_PGD, own = fold(self.layers, hidden_PGD, layer_step, caches)
-        return self.norm(hidden_PGD), own
+        hidden_PGD = self.layout.place(hidden_PGD, "rows_of_copy", None, None)
+        hidden_PGD, newest = fold(self.layers, hidden_PGD, layer_step, caches)
+        # Once all layers have read their caches, a token is written into all of them where they lie.
+        return self.norm(hidden_PGD), written(own, newest)
 
 
 Look = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -193,12 +220,10 @@ class DecoderLayer(nnx.Module):
         self.up = Linear((D,), (M,), ("embed", "mlp"), bias=False, rngs=rngs)
         self.down = Linear((M,), (D,), ("mlp", "embed"), bias=False, rngs=rngs)
 
-    def __call__(self, hidden_BTD: jax.Array, rotation: tuple[jax.Array, jax.Array], look: Look) -> tuple[Any, Any]:
-        """`look` takes rotated query, key and value and returns what was seen [B, T, N, H] and what to keep."""
+    def __call__(self, hidden_BTD: jax.Array, look: Look) -> tuple[Any, Any]:
+        """`look` takes query, key and value, rotates, and returns what was seen [B, T, N, H] and what to keep."""
         normed_BTD = self.input_norm(hidden_BTD)
-        query_BTNH = rotate(self.query(normed_BTD), rotation)
-        key_BTKH = rotate(self.key(normed_BTD), rotation)
-        seen_BTNH, kept = look(query_BTNH, key_BTKH, self.value(normed_BTD))
+        seen_BTNH, kept = look(self.query(normed_BTD), self.key(normed_BTD), self.value(normed_BTD))
         hidden_BTD += self.out(seen_BTNH)
         normed_BTD = self.mlp_norm(hidden_BTD)
         return hidden_BTD + self.down(jax.nn.silu(self.gate(normed_BTD)) * self.up(normed_BTD)), kept

@@ -66,9 +66,7 @@ def start(command: Sequence[str], directory: Path, count: int, *options: str) ->
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    # Unoptimised code, for what takes time here is compiling it for each number of processes.
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    environment |= {"XDG_CACHE_HOME": str(directory.parent / "cache")}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(directory.parent / "cache")}
     made = []
     for index in range(count):
         others = [

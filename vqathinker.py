@@ -26,7 +26,7 @@ from vqathinker_jax.generate import Sampling
 from vqathinker_jax.judge import Judge, Verdict, View, check
 from vqathinker_jax.records import Clip, InputError, VideoError
 
-VIEW, GREEDY = View(), Sampling()
+GREEDY = Sampling()
 
 __all__ = ["Judge", "Sampling", "Verdict", "View", "load", "score"]
 
@@ -36,7 +36,7 @@ def load(
     *,
     slowfast: str | Path | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    view: View = VIEW,
+    view: View | None = None,
     sampling: Sampling = GREEDY,
     seed: int = 0,
     question: str | None = None,
@@ -45,12 +45,14 @@ def load(
     """A judge with the model of a checkpoint folder of any kind, ready to rate videos or to answer `question`.
 
     slowfast: its weights, for a checkpoint with a motion branch but not these. dtype: auto is bfloat16 on an
-    accelerator, float32 on a CPU. progress: a bar on standard error.
+    accelerator, float32 on a CPU. view: None for what the checkpoint says it was made to see, or else 12 frames of 560
+    pixels. progress: a bar on standard error.
 
     Raises: InputError where checkpoint, tokenizer and settings do not fit, before any weight is read.
     """
     folder, weights = Path(checkpoint), None if slowfast is None else Path(slowfast)
     config, tokenizer = open_config(folder, slowfast=weights), load_tokenizer(folder)
+    view = view or View.of(config)
     check(config, tokenizer, view, sampling, seed, question)
     on_cpu = jax.default_backend() == "cpu"
     chosen = dtype if dtype != "auto" else "float32" if on_cpu else "bfloat16"

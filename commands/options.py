@@ -21,6 +21,7 @@ DEMO_NOTICE = (
 JSON_HELP = "One JSON object a line on standard output, and nothing else there."
 
 
+AS_MADE = "(default: as the checkpoint says, else {})"
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 AsJson = Annotated[Flag, tyro.conf.arg(name="json", help=JSON_HELP, help_behavior_hint="")]
@@ -38,9 +39,9 @@ class ModelOptions:
     """SlowFast weights (SLOWFAST_8x8_R50.pyth), for a checkpoint that has a motion branch but not these."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic and weights; auto is bfloat16 on an accelerator, float32 on a CPU."""
-    frames: int = 12
+    frames: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=AS_MADE.format(12))] = None
     """Frames taken from each video, evenly spread."""
-    image_size: int = 560
+    image_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=AS_MADE.format(560))] = None
     """Side, in pixels, of the square each frame is resized to."""
     decoder: Literal["pyav", "decord"] = "pyav"
     """pyav reads the right frames of every container; decord the reference's very frames, its seek errors included."""
@@ -63,17 +64,19 @@ BUNDLED = ModelOptions()
 
 def open_judge(options: ModelOptions, question: str | None = None) -> "Judge":
     """Load the model that is to rate videos, or to answer `question`; progress and notices go to standard error."""
+    from convert.load import open_config
     from vqathinker import Sampling, View, load
 
     _backend()
     cache_compilations()
     if is_demo(options):
         print(DEMO_NOTICE, file=sys.stderr)
+    config = open_config(options.checkpoint, slowfast=options.slowfast)
     return load(
         options.checkpoint,
         slowfast=options.slowfast,
         dtype=options.dtype,
-        view=View(options.frames, options.image_size, options.decoder),
+        view=View.of(config, options.frames, options.image_size, options.decoder),
         sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p),
         seed=options.seed,
         question=question,

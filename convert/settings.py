@@ -46,7 +46,7 @@ def chat_settings(raw: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]
             "sliding_window": config.language.window,
         },
     }
-    return settings | _motion(raw)
+    return settings | _ours(raw)
 
 
 def transformers_settings(raw: Mapping[str, Any], config: ModelConfig, image_token: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def transformers_settings(raw: Mapping[str, Any], config: ModelConfig, image_tok
         },
         "text_config": _language(raw["llm_config"], config) | window,
     }
-    return settings | _motion(raw)
+    return settings | _ours(raw)
 
 
 def with_dtype(settings: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -123,5 +123,6 @@ def _language(raw: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _motion(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {"motion_config": raw["motion_config"]} if "motion_config" in raw else {}
+def _ours(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written the same in both."""
+    return {key: raw[key] for key in ("motion_config", "view") if key in raw}

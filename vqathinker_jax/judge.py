@@ -19,7 +19,7 @@ from vqathinker_jax.data import prompt
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.video import check_decoder, read_clip
 from vqathinker_jax.generate import Sampling, encode, generate
-from vqathinker_jax.model.config import ModelConfig
+from vqathinker_jax.model.config import ModelConfig, ViewConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import parse_score
 from vqathinker_jax.records import Answer, Clip, InputError, VideoError
@@ -32,14 +32,27 @@ if TYPE_CHECKING:
 class View:
     """How much of a video the model sees: the reference scores 12 frames of 560 x 560 pixels."""
 
-    frames: int = 12
-    image_size: int = 560
+    frames: int = ViewConfig.frames
+    image_size: int = ViewConfig.image_size
     decoder: str = "pyav"
 
     def __post_init__(self):
         if self.frames < 1:
             raise InputError(f"frames is {self.frames}: at least one is needed")
         check_decoder(self.decoder)
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, frames: int | None = None, image_size: int | None = None, decoder: str = "pyav"
+    ) -> "View":
+        """What a model was made to see, but for what is given.
+
+        Raises: InputError where there is no such view.
+        """
+        own = config.view
+        return cls(
+            own.frames if frames is None else frames, own.image_size if image_size is None else image_size, decoder
+        )
 
 
 @dataclass(frozen=True)

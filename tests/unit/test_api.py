@@ -1,5 +1,7 @@
 """The Python interface: files and frames in memory, in order, the same on every call and in any batch."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 import vqathinker
 from tests import checkpoints, clips
+from vqathinker_jax.model.config import ViewConfig
 from vqathinker_jax.records import InputError
 
 VIEW, SHORT = vqathinker.View(4, 56), vqathinker.Sampling(max_new_tokens=8)
@@ -60,6 +63,19 @@ def test_the_same_call_gives_the_same_verdicts_drawn_or_not(checkpoint: Path, vi
     expected = texts(vqathinker.score(one, videos))
     assert texts(vqathinker.score(one, videos, batch_size=1)) == expected
     assert texts(vqathinker.score(other, videos)) != expected
+
+
+@pytest.mark.parametrize("given", [None, vqathinker.View(5, 56)])
+def test_a_checkpoint_is_shown_what_it_was_made_to_see_unless_told_otherwise(
+    checkpoint: Path, tmp_path: Path, given: vqathinker.View | None
+):
+    made = shutil.copytree(checkpoint, tmp_path / "made")
+    raw = json.loads((made / "config.json").read_text()) | {"view": {"frames": 4, "image_size": 84}}
+    (made / "config.json").write_text(json.dumps(raw))
+    judge = vqathinker.load(made, view=given, sampling=SHORT)
+    assert judge.view == (given or vqathinker.View(4, 84))
+    assert vqathinker.View.of(judge.config, image_size=56) == vqathinker.View(4, 56)
+    assert vqathinker.View.of(replace(judge.config, view=ViewConfig())) == vqathinker.View(12, 560)
 
 
 def test_a_batch_of_none_is_refused(judge: vqathinker.Judge, videos: list[Path]):

@@ -16,6 +16,7 @@ from convert.load import load
 from convert.native import convert_checkpoint
 from tests.checkpoints import Dtype, Tower, draw, settings, shapes, write
 from vqathinker_jax.checkpoint import arrays, restore, save
+from vqathinker_jax.model.config import ViewConfig
 from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.stored import Writer
 
@@ -39,13 +40,14 @@ KINDS = [
         ("chat", "transformers"), ("300M", "6B"), (False, True), (False, True), ("float32", "bfloat16")
     )
 ]
+VIEW = {"frames": 6, "image_size": 112}
 PLAIN = Kind("chat", "300M", False, False, "float32")
 MOVING = Kind("chat", "300M", True, False, "bfloat16")
 
 
 def published(directory: Path, kind: Kind, *, shards: int = 2) -> dict[str, np.ndarray]:
     """A checkpoint as it may be published, in shards, its counters of batches not zero; returns its tensors."""
-    config = settings(kind.format, kind.tower, tied=kind.tied)
+    config = settings(kind.format, kind.tower, tied=kind.tied) | {"view": VIEW}
     tensors = draw(shapes(config, motion=kind.motion), kind.dtype)
     counted = [name for name in tensors if name.endswith(".num_batches_tracked")]
     tensors |= {name: np.array(1000 + i, np.int64) for i, name in enumerate(counted)}
@@ -96,6 +98,7 @@ def test_there_and_back_by_the_other_format(tmp_path: Path, kind: Kind):
     export_checkpoint(tmp_path / "other", tmp_path / "back", kind.format)
     assert_same_bits(tensors_in(tmp_path / "back"), tensors)
     assert load(tmp_path / "source").config == load(tmp_path / "other").config == load(tmp_path / "back").config
+    assert load(tmp_path / "other").config.view == ViewConfig(**VIEW)
 
 
 def test_names_of_a_running_transformers_model_go_back_as_they_came(tmp_path: Path):

@@ -85,6 +85,17 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True)
+class ViewConfig:
+    """How much of a video the model is made to see: so many frames, as squares of so many pixels a side.
+
+    An addition of ours, under `view`; a checkpoint without it is shown what the reference scores.
+    """
+
+    frames: int = 12
+    image_size: int = 560
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """InternVL3 with or without VQAThinker's motion branch. The defaults are the 8B model's."""
 
@@ -92,6 +103,7 @@ class ModelConfig:
     language: LanguageConfig = LanguageConfig()
     motion: MotionConfig | None = MotionConfig()
     shuffle: int = 2
+    view: ViewConfig = ViewConfig()
 
     def tokens_per_frame(self, image_size: int) -> int:
         """Visual tokens of one square frame of `image_size` pixels.
@@ -136,10 +148,10 @@ def parse_config(raw: Mapping[str, Any], *, motion: bool, file: str = "config.js
     else:
         raise CheckpointError(f"{file}: model_type is {reprlib.repr(kind)}; expected 'internvl_chat' or 'internvl'")
     shuffle = 1 if outer.one_of("downsample_ratio", 0.5, [0.5, 1.0]) == 1.0 else 2
-    narrowed = _motion(outer) if motion else None
+    narrowed, view = _motion(outer) if motion else None, _view(outer)
     if faults:
         raise CheckpointError("\n".join(f"{file}: {fault}" for fault in faults))
-    return ModelConfig(vision, language, narrowed, shuffle)
+    return ModelConfig(vision, language, narrowed, shuffle, view)
 
 
 def _chat_vision(outer: Section) -> VisionConfig:
@@ -257,6 +269,13 @@ def _rope_theta(section: Section) -> float:
         section.faults.append(f"{section.name}{key} is {reprlib.repr(dict(rope))}; supported: 'default', 'dynamic'")
     inner = replace(section, name=f"{section.name}{key}.", values=rope)
     return (section if "rope_theta" in section.values else inner).real("rope_theta", 1e4)
+
+
+def _view(outer: Section) -> ViewConfig:
+    if "view" not in outer.values:
+        return ViewConfig()
+    section = outer.inner("view")
+    return ViewConfig(section.whole("frames", most=FEW), section.whole("image_size"))
 
 
 def _motion(outer: Section) -> MotionConfig:

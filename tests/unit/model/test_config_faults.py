@@ -25,7 +25,8 @@ MOTION = {
         "fast_pool": [32, 7, 7],
     }
 }
-FULL = {"chat": CHAT_8B | MOTION, "transformers": NATIVE_8B | MOTION}
+VIEW = {"view": {"frames": 6, "image_size": 112}}
+FULL = {"chat": CHAT_8B | MOTION | VIEW, "transformers": NATIVE_8B | MOTION | VIEW}
 
 BAD = {
     "null": None,

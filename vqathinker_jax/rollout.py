@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -77,15 +77,31 @@ class RolloutConfig:
 class Prompts:
     """The training prompts of all rows of a run, padded on the left to one length, so that one program serves all."""
 
-    def __init__(self, rows: Sequence[Row], tokenizer: "Qwen2Tokenizer", model: ModelConfig, *, frames: int, size: int):
-        """Raises: InputError where a question cannot be put, with the line that asks it."""
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        tokenizer: "Qwen2Tokenizer",
+        model: ModelConfig,
+        *,
+        frames: int,
+        size: int,
+        question: Literal["own", "scoring"] = "own",
+    ):
+        """question: the rows' own, or that of scoring for all.
+
+        Raises: InputError where a question cannot be put, with the line that asks it.
+        """
         has_motion = model.motion is not None
         width = model.tokens_per_frame(size)
 
         def ids(row: Row) -> np.ndarray:
-            question = prompt.training_question(row.problem, frames, has_motion)
+            asked = (
+                prompt.scoring_question(frames, has_motion)
+                if question == "scoring"
+                else prompt.training_question(row.problem, frames, has_motion)
+            )
             try:
-                return prompt.encode(tokenizer, question, width, frames, has_motion)
+                return prompt.encode(tokenizer, asked, width, frames, has_motion)
             except InputError as fault:
                 raise InputError(f"{row.dataset}, line {row.line}, {row.name}: {fault}") from None
 

@@ -69,7 +69,8 @@ def train(
     steps = config.steps or len(batches)
     everything = [row for some in rows for row in some]
     tokenizer = load_tokenizer(Path(config.checkpoint))
-    prompts = Prompts(everything, tokenizer, model_config, frames=config.data.frames, size=config.data.size)
+    view = {"frames": config.data.frames, "size": config.data.size, "question": config.data.question}
+    prompts = Prompts(everything, tokenizer, model_config, **view)
     responses = Responses(everything, prompts) if config.stage == "sft" else None
     room = responses.places if responses else config.rollout.max_new_tokens
     prompts.check_room(room, model_config.language.max_positions)

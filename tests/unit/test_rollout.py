@@ -13,6 +13,8 @@ from tests.models import MOVING, tiny_frames, tiny_model
 from vqathinker_jax.data.manifest import Row
 from vqathinker_jax.data.pipeline import Batch
 from vqathinker_jax.data.prompt import load_tokenizer, slot_tokens
+from vqathinker_jax.generate import Sampling
+from vqathinker_jax.judge import View, prompt_ids
 from vqathinker_jax.parse import parse_rollout
 from vqathinker_jax.records import InputError
 from vqathinker_jax.rollout import Clock, Drawn, Prompts, RolloutConfig, _ratings, _room, roll_out
@@ -102,6 +104,15 @@ def test_readings_become_arrays():
 def test_few_lengths_of_completions_are_compiled():
     assert {_room(longest, 2048) for longest in range(1, 2049)} == {64, 128, 256, 512, 1024, 2048}
     assert _room(3, 16) == 16
+
+
+def test_scoring_asks_every_row_as_a_judge_does():
+    tokenizer, view = load_tokenizer(TOKENIZER), View(F, SIZE)
+    prompts = Prompts(ROWS, tokenizer, SPEAKING, frames=F, size=SIZE, question="scoring")
+    ids_PS, mask_PS = prompts.of(ROWS)
+    expected_T = prompt_ids(SPEAKING, tokenizer, view, Sampling(1))
+    for ids_S, mask_S in zip(ids_PS, mask_PS, strict=True):
+        np.testing.assert_array_equal(ids_S[mask_S], expected_T)
 
 
 def test_a_question_that_cannot_be_put_is_named_with_its_line():

@@ -60,6 +60,9 @@ class DataConfig:
     """Pixels a side of a frame."""
     decoder: str = "pyav"
     """What reads the videos: pyav, or decord as in the reference."""
+    question: Literal["own", "scoring"] = "own"
+    """Each row's own, as the reference trains; or the one that scoring puts to every video, spaces and all, for a model
+    so small that it minds the difference."""
     perturb: bool = False
     """Draw a perturbation of each video's frames, for the temporal reward."""
     workers: int = 0

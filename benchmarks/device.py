@@ -18,23 +18,27 @@ both measured here first, and both counted by hand (`device_minimum.py`).
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.device_phases import PHASES, case
 from benchmarks.device_sizes import Sizes
-from benchmarks.device_timing import Machine, main
-from vqathinker_jax.sharding import MeshConfig, layout_of, make_mesh
+from benchmarks.device_timing import Machine, run, side_arguments
+from vqathinker_jax.sharding import Attention, MeshConfig, layout_of, make_mesh
 
 
 class Ours:
     """This package on the default device."""
 
-    def __init__(self, sizes: Sizes):
+    def __init__(self, sizes: Sizes, attention: Attention | None):
         self.sizes = sizes
-        self.layout = layout_of(make_mesh(MeshConfig(), 1))
+        layout = layout_of(make_mesh(MeshConfig(), 1))
+        self.layout = replace(layout, attention=attention) if attention else layout
 
     def machine(self) -> Machine:
         """Measures the device."""
@@ -82,5 +86,13 @@ def _least_seconds(run: Callable[[], jax.Array]) -> float:
     return min(mean() for _ in range(3))
 
 
+def main() -> None:
+    parser = side_arguments(__doc__, PHASES)
+    parser.add_argument("--attention", choices=get_args(Attention), help="instead of what suits the device")
+    args = parser.parse_args()
+    passed = ("--attention", args.attention) if args.attention else ()
+    run(args, "benchmarks.device", partial(Ours, attention=args.attention), passed)
+
+
 if __name__ == "__main__":
-    main(__doc__, "benchmarks.device", Ours, PHASES)
+    main()

@@ -130,7 +130,9 @@ def update(
     return forward * 2 + backward + step + Work(again * (seen.flops + matrices + attention + head))
 
 
-def _said(model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int) -> tuple[int, int, int]:
+def _said(
+    model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int
+) -> tuple[float, float, float]:
     """Operations of the language model over prompts and completions: its matrices, its attention, its head."""
     language, asked = model.language, prompt.tokens(model)
     said = completions * tokens

@@ -112,6 +112,8 @@ def _motion(sizes: Sizes, videos: int, layout: Layout) -> Case:
     def run(held: Any, _: Any) -> jax.Array:
         state, frames_PFYXC = held
         model = nnx.merge(graph, state)
+        assert model.motion is not None
+        assert model.motion_projector is not None
         return model.motion_projector(model.motion(normalise(frames_PFYXC).astype(DTYPE)))
 
     return Case(lambda: ((drawn(abstract), frames(sizes.scoring, videos)), None), run)

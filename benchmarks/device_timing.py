@@ -123,14 +123,18 @@ def arguments(description: str | None, phases: Sequence[str]) -> argparse.Argume
     return parser
 
 
-def main(description: str | None, module: str, open_side: OpenSide, phases: Sequence[str]) -> None:
-    """The command line of one side, which is run as `python -m module` and has these phases."""
+def side_arguments(description: str | None, phases: Sequence[str]) -> argparse.ArgumentParser:
+    """Those, and the ones that only a side takes."""
     parser = arguments(description, phases)
     parser.add_argument("--together", action="store_true", help="all cells in this process; peak memory adds up")
     parser.add_argument("--machine", type=float, nargs=2, metavar=("FLOPS", "BANDWIDTH"), help="rates, not to measure")
-    args = parser.parse_args()
+    return parser
+
+
+def run(args: argparse.Namespace, module: str, open_side: OpenSide, passed: Sequence[str] = ()) -> None:
+    """Prints the rows of one side, which is run as `python -m module` and takes `passed` as its own options."""
     sizes = SIZES[args.model]
-    rows = here(open_side, sizes, args) if args.together else apart(module, sizes, args)
+    rows = here(open_side, sizes, args) if args.together else apart(module, sizes, args, passed)
     if args.machine and not args.json:
         print(HEAD)
     for row in rows:
@@ -156,12 +160,13 @@ def here(open_side: OpenSide, sizes: Sizes, args: argparse.Namespace) -> Iterato
         gc.collect()
 
 
-def apart(module: str, sizes: Sizes, args: argparse.Namespace) -> Iterator[Machine | Row]:
+def apart(module: str, sizes: Sizes, args: argparse.Namespace, passed: Sequence[str]) -> Iterator[Machine | Row]:
     """The machine and the row of each cell, in a process each."""
-    machine = ask_machine(module, args.model)
-    yield machine
+    machine = Machine(*args.machine) if args.machine else ask_machine(module, args.model)
+    if not args.machine:
+        yield machine
     for cell in sizes.cells(args.phases.split(",")):
-        yield ask(module, args.model, cell, args.repeats, machine)
+        yield ask(module, args.model, cell, args.repeats, machine, passed)
 
 
 def ask_machine(module: str, model: str) -> Machine:
@@ -169,11 +174,11 @@ def ask_machine(module: str, model: str) -> Machine:
     return Machine(**_lines(module, "--model", model, "--phases", "machine")[0])
 
 
-def ask(module: str, model: str, cell: str, repeats: int, machine: Machine) -> Row:
+def ask(module: str, model: str, cell: str, repeats: int, machine: Machine, passed: Sequence[str] = ()) -> Row:
     """What a side says of one cell, measured in a process of its own."""
     rates = "--machine", str(machine.flops), str(machine.bandwidth)
     try:
-        lines = _lines(module, "--model", model, "--phases", cell, "--repeats", str(repeats), *rates)
+        lines = _lines(module, "--model", model, "--phases", cell, "--repeats", str(repeats), *rates, *passed)
     except subprocess.CalledProcessError as error:
         return Row(cell, error=f"its process ended with status {error.returncode}")
     return Row(**lines[0])

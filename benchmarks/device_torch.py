@@ -18,7 +18,7 @@ import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from benchmarks.device_sizes import Prompt, Sizes
-from benchmarks.device_timing import Machine, main
+from benchmarks.device_timing import Machine, run, side_arguments
 
 
 class Theirs:
@@ -244,4 +244,4 @@ _PHASES: dict[str, Callable[[Sizes, int, torch.device], Callable[[], Any]]] = {
 
 
 if __name__ == "__main__":
-    main(__doc__, "benchmarks.device_torch", Theirs, tuple(_PHASES))
+    run(side_arguments(__doc__, tuple(_PHASES)).parse_args(), "benchmarks.device_torch", Theirs)

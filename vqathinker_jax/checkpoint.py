@@ -32,7 +32,7 @@ from vqathinker_jax.model.layers import unstack
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.processes import exchange, is_first
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.sharding import Layout, shardings, whole
+from vqathinker_jax.sharding import MeshConfig, layout_of, make_mesh, shardings, whole
 from vqathinker_jax.stored import (
     NAMES,
     Stored,
@@ -252,7 +252,7 @@ def arrays(model: nnx.Module) -> dict[str, jax.Array]:
 def fill(abstract: VLM, values: Iterable[tuple[str, Any]]) -> VLM:
     """The model whose parameters are `values`, as `fill_part` makes it, laid out for one device."""
     model = fill_part(abstract, values)
-    model.lay_out(Layout(one_by_one=jax.default_backend() == "cpu"))
+    model.lay_out(layout_of(make_mesh(MeshConfig(), 1)))
     return model
 
 

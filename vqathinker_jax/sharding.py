@@ -28,6 +28,7 @@ from jax.sharding import (
 from vqathinker_jax.records import InputError
 
 Remat = Literal["none", "layers", "blocks"]
+Attention = Literal["blocks", "cudnn"]
 
 PHYSICAL: dict[str, str | tuple[str, ...] | None] = {
     "rows": ("data", "fsdp"),
@@ -74,12 +75,14 @@ class Layout:
     mesh: over which its arrays are spread; None for one device. one_by_one: attention and vision go through rows one
     after the other and not all at once, which one CPU device is faster with, and which would take the turns of several.
     remat: what the backward pass computes again: nothing, each layer from what it was given, or within a layer the
-    weights of each block of attention once more, so that those of a whole layer never exist.
+    weights of each block of attention once more, so that those of a whole layer never exist. attention: computed in
+    XLA, a block of queries at a time, or by cuDNN's kernel where that takes it (`attention.attend`).
     """
 
     mesh: Mesh | AbstractMesh | None = None
     one_by_one: bool = False
     remat: Remat = "layers"
+    attention: Attention = "blocks"
 
     def place(self, x: jax.Array, *axes: str | None, uneven: bool = False) -> jax.Array:
         """`x`, told to lie where its trailing axes belong.
@@ -94,6 +97,13 @@ class Layout:
             for size, group in zip(x.shape, spec, strict=True)
         )
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*fitting)))
+
+    def cut(self, shape: tuple[int, ...], *axes: str | None) -> PartitionSpec | None:
+        """How an array of this shape, of whatever axes, lies on the mesh; None where a dimension does not divide."""
+        assert self.mesh is not None
+        spec = specification(axes, len(shape), self.mesh)
+        parts = (_parts(group, self.mesh) for group in spec)
+        return spec if all(size % count == 0 for size, count in zip(shape, parts, strict=True)) else None
 
     def rows(self, x: jax.Array) -> jax.Array:
         """`x`, told to have its first axis spread and all others whole."""
@@ -117,8 +127,14 @@ def _parts(group: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> in
 
 def layout_of(mesh: Mesh, remat: Remat = "layers") -> Layout:
     """The layout that suits a mesh; of one device, nothing has to be told where it lies."""
-    alone = mesh.size == 1
-    return Layout(None if alone else mesh, alone and mesh.devices.flat[0].platform == "cpu", remat)
+    alone, device = mesh.size == 1, mesh.devices.flat[0]
+    return Layout(None if alone else mesh, alone and device.platform == "cpu", remat, _attention_on(device))
+
+
+def _attention_on(device: jax.Device) -> Attention:  # pyright: ignore[reportInvalidTypeForm]
+    """cuDNN's kernel is there from NVIDIA's Ampere on."""
+    nvidia = device.platform == "gpu" and device.device_kind.startswith("NVIDIA")
+    return "cudnn" if nvidia and float(device.compute_capability) >= 8 else "blocks"
 
 
 def placement(mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> Sharding:

@@ -1,18 +1,30 @@
-"""Attention: softmax(q k / sqrt(H)) v over blocks of queries, so no [B, N, T, S] array of a long sequence exists."""
+"""Attention: softmax(q k / sqrt(H)) v of long sequences without an array [B, N, T, S], and of one decoded token.
+
+`attend` chooses: cuDNN's kernel, which keeps scores on the chip, where the layout names it and it takes the arrays, and
+blocks of queries in XLA everywhere else.
+"""
 
 import itertools
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from vqathinker_jax.model.layers import each
 from vqathinker_jax.sharding import ONE_DEVICE, Layout
 
 MASKED = -1e30
 """The score of an invisible key: finite, so that a row without any visible key (padding) stays free of NaN."""
+
+_KERNEL = "cudnn"
+"""What `jax.nn.dot_product_attention` is asked for where the layout names cuDNN; tests ask for its like in XLA."""
+
+_SPREAD = ("rows", None, "kv_heads", None)
+"""The axes of keys and values, and of queries, whose heads stand in groups of as many."""
 
 _BLOCK = 448
 """Queries a block, about: larger products are faster, but a shorter causal block multiplies fewer unseen keys."""
@@ -31,9 +43,87 @@ def attend(
     """Grouped-query attention of T queries over S keys; N is a multiple of K; returns [B, T, N, H].
 
     `causal`: the queries are the last T of the S positions and see keys up to their own, with `window` only the last so
-    many of them. `key_mask_BS`: False where a key is padding. Scores and softmax are float32 whatever the inputs.
-    Blocks of queries are unrolled, so a causal block multiplies only the keys that it can see.
+    many of them. `key_mask_BS`: False where a key is padding, which stands before a row's other keys; what a query
+    there sees means nothing. Scores and softmax are float32 whatever the inputs.
     """
+    window = None if window and window >= key_BSKH.shape[1] else window
+    if layout.attention == "cudnn" and _cudnn_takes(query_BTNH, key_BSKH, window, layout):
+        look = _on_each_device(partial(_in_cudnn, causal=causal), key_BSKH.shape, layout)
+        return look(query_BTNH, key_BSKH, value_BSKH, key_mask_BS)
+    reach = {"causal": causal, "window": window, "key_mask_BS": key_mask_BS}
+    return _in_blocks(query_BTNH, key_BSKH, value_BSKH, layout, **reach)
+
+
+def _cudnn_takes(query_BTNH: jax.Array, key_BSKH: jax.Array, window: int | None, layout: Layout) -> bool:
+    """Whether cuDNN has a kernel for this, forward and backward, on every chip from Ampere on."""
+    (T, _, H), S = query_BTNH.shape[1:], key_BSKH.shape[1]
+    fits = H % 8 == 0 and H <= 128 and query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    spreads = layout.mesh is None or layout.cut(key_BSKH.shape, *_SPREAD) is not None
+    return fits and spreads and window is None and (T == S or T % 2 == S % 2 == 0)
+
+
+def _on_each_device(look: Callable[..., jax.Array], shape: tuple[int, ...], layout: Layout) -> Callable[..., jax.Array]:
+    """`look` at the rows and heads that each device holds, which see nothing of each other."""
+    if layout.mesh is None:
+        return look
+    held = layout.cut(shape, *_SPREAD)
+    assert held is not None
+    specs = held, held, held, PartitionSpec(held[0])
+    return jax.shard_map(look, mesh=layout.mesh, in_specs=specs, out_specs=held, check_vma=False)
+
+
+def _in_cudnn(
+    query_BTNH: jax.Array, key_BSKH: jax.Array, value_BSKH: jax.Array, key_mask_BS: jax.Array | None, *, causal: bool
+) -> jax.Array:
+    """`attend` by cuDNN."""
+    look = partial(jax.nn.dot_product_attention, implementation=_KERNEL)
+    (B, T), S = query_BTNH.shape[:2], key_BSKH.shape[1]
+    if T != S:
+        visible_TS = jnp.arange(S) <= jnp.arange(S - T, S)[:, None] if causal else jnp.ones((T, S), bool)
+        real_BS = jnp.ones((B, S), bool) if key_mask_BS is None else key_mask_BS
+        return look(query_BTNH, key_BSKH, value_BSKH, mask=visible_TS & real_BS[:, None, None])
+    if key_mask_BS is None:
+        return _among_first(look, (query_BTNH, key_BSKH, value_BSKH), None, causal)
+    # The kernel knows rows of different lengths, but all of them from the first place on.
+    real_B = key_mask_BS.sum(-1, dtype=jnp.int32)
+    turned = (_turned(x, real_B) for x in (query_BTNH, key_BSKH, value_BSKH))
+    seen_BTNH = _turned(_among_first(look, turned, real_B, causal), -real_B)
+    # It may leave anything where there is no query.
+    return jnp.where(key_mask_BS[:, :, None, None], seen_BTNH, 0)
+
+
+def _among_first(look: Any, inputs: Iterable[jax.Array], real_B: jax.Array | None, causal: bool) -> jax.Array:
+    """What each row's first queries see of as many keys; None: all of them."""
+    query_BTNH, key_BTKH, value_BTKH = inputs
+    B, T = query_BTNH.shape[:2]
+    if T % 2:
+        # Its gradient wants an even number of places.
+        one = ((0, 0), (0, 1), (0, 0), (0, 0))
+        query_BTNH, key_BTKH, value_BTKH = (jnp.pad(x, one) for x in (query_BTNH, key_BTKH, value_BTKH))
+        real_B = jnp.full(B, T, jnp.int32) if real_B is None else real_B
+    lengths = {"query_seq_lengths": real_B, "key_value_seq_lengths": real_B}
+    return look(query_BTNH, key_BTKH, value_BTKH, is_causal=causal, **lengths)[:, :T]
+
+
+def _turned(x_BTNH: jax.Array, by_B: jax.Array) -> jax.Array:
+    """Each row's positions moved on by so many places, round its end."""
+    T = x_BTNH.shape[1]
+    source_BT = (jnp.arange(T) - by_B[:, None]) % T
+    # Said to be unique, so that the gradient is a plain write and no sum of atomics.
+    return jax.vmap(lambda x, at: x.at[at].get(unique_indices=True, mode="promise_in_bounds"))(x_BTNH, source_BT)
+
+
+def _in_blocks(
+    query_BTNH: jax.Array,
+    key_BSKH: jax.Array,
+    value_BSKH: jax.Array,
+    layout: Layout,
+    *,
+    causal: bool,
+    window: int | None,
+    key_mask_BS: jax.Array | None,
+) -> jax.Array:
+    """`attend` in blocks of queries, which are unrolled, so a causal block multiplies only the keys that it can see."""
     B, T, N, H = query_BTNH.shape
     S, K = key_BSKH.shape[1:3]
     query_BKRTH = query_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from vqathinker_jax.model.attention import attend
 from vqathinker_jax.model.config import VisionConfig
-from vqathinker_jax.model.layers import Bridge, LayerNorm, Linear, RMSNorm, each, fold, gelu, param, stack
+from vqathinker_jax.model.layers import Bridge, LayerNorm, Linear, RMSNorm, fold, gelu, param, stack
 from vqathinker_jax.sharding import ONE_DEVICE, Layout
 
 _normal = jax.nn.initializers.normal(0.02)
@@ -47,10 +47,11 @@ class VisionTower(nnx.Module):
         embedded = hidden_FLE
 
         def step(layer: "VisionLayer", hidden_FLE: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
-            def row(hidden_LE: jax.Array) -> jax.Array:
-                return layer(hidden_LE[None], self.layout)[0]
-
-            hidden_FLE = each(row, self.layout.rows(hidden_FLE), one_by_one=self.layout.one_by_one)
+            hidden_FLE = self.layout.rows(hidden_FLE)
+            if self.layout.one_by_one:
+                hidden_FLE = jax.lax.map(lambda hidden_LE: layer(hidden_LE[None], self.layout)[0], hidden_FLE)
+            else:
+                hidden_FLE = layer(hidden_FLE, self.layout)
             return hidden_FLE, (None if out is None else hidden_FLE)
 
         hidden_FLE, by_layer = fold(self.layers, hidden_FLE, step, remat=self.layout.remat != "none")

@@ -1,13 +1,18 @@
 """Attention against a plain softmax in float64, on whatever path the backend takes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.device_phases import case
+from benchmarks.device_sizes import SIZES
+from tests.devices import run_on_devices
 from vqathinker_jax.model import attention
 from vqathinker_jax.model.attention import attend, attend_two
-from vqathinker_jax.sharding import Layout
+from vqathinker_jax.sharding import ONE_DEVICE, Layout
 
 B, N, K, H = 2, 6, 2, 8
 
@@ -186,3 +191,113 @@ def test_attend_two_without_any_visible_key_is_finite():
     nothing = np.zeros((B, 5), bool), np.zeros((B, 1, 2), bool)
     seen_BTNH = attend_two(query_BTNH, (key_BKSH, key_BKSH, nothing[0]), (key_BKTCH, key_BKTCH, nothing[1]))
     assert np.isfinite(seen_BTNH).all()
+
+
+KERNEL = Layout(attention="cudnn")
+
+
+@pytest.fixture
+def same_in_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN runs nowhere but on its GPUs; XLA takes the very call."""
+    monkeypatch.setattr(attention, "_KERNEL", "xla")
+
+
+@pytest.mark.usefixtures("same_in_xla")
+@pytest.mark.parametrize(
+    ("T", "S", "reach"),
+    [
+        (17, 17, {}),
+        (17, 17, {"causal": True}),
+        (17, 17, {"causal": True, "window": 17}),
+        (17, 17, {"causal": True, "key_mask_BS": PADDED}),
+        (8, 18, {"causal": True}),
+        (8, 18, {"causal": True, "key_mask_BS": np.arange(18) >= np.array([[0], [3]])}),
+        (18, 18, {"key_mask_BS": np.arange(18) >= np.array([[0], [3]])}),
+    ],
+)
+def test_the_kernel_sees_what_blocks_see(T: int, S: int, reach: dict, monkeypatch: pytest.MonkeyPatch):
+    *inputs, weights_BTNH = draw((B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, N, H))
+    inputs = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
+    mask_BS = reach.get("key_mask_BS", np.ones((B, S), bool))
+    reach = {name: jnp.asarray(x) if name == "key_mask_BS" else x for name, x in reach.items()}
+    real_BT = mask_BS[:, S - T :, None, None]
+
+    def seen(layout: Layout, *inputs: jax.Array) -> jax.Array:
+        return jnp.where(real_BT, attend(*inputs, layout, **reach).astype(jnp.float32), 0)
+
+    def both(layout: Layout, *inputs: jax.Array) -> tuple[jax.Array, ...]:
+        out, backward = jax.vjp(lambda *x: seen(layout, *x), *inputs)
+        return out, *(x.astype(jnp.float32) for x in backward(weights_BTNH))
+
+    run = jax.jit(both, static_argnums=0)
+    blocks, *blocks_gradient = run(ONE_DEVICE, *inputs)
+    monkeypatch.delattr(attention, "_in_blocks")
+    kernel, *kernel_gradient = run(KERNEL, *inputs)
+    # bfloat16: each rounds its weights, one before they are divided by their sum and one after.
+    np.testing.assert_allclose(kernel, blocks, atol=0.02, rtol=8e-3)
+    for ours, theirs in zip(kernel_gradient, blocks_gradient, strict=True):
+        # bfloat16 holds 8 bits: of sums of up to 18 values of size 5, each path rounds others.
+        np.testing.assert_allclose(ours, theirs, atol=0.25, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reach"),
+    [
+        ((16, 16, 8), jnp.float32, {}),
+        ((16, 16, 12), jnp.bfloat16, {}),
+        ((16, 16, 136), jnp.bfloat16, {}),
+        ((16, 16, 8), jnp.bfloat16, {"causal": True, "window": 15}),
+        ((5, 16, 8), jnp.bfloat16, {"causal": True}),
+    ],
+)
+def test_what_the_kernel_does_not_take_goes_in_blocks(
+    shape: tuple[int, int, int], dtype: jnp.dtype, reach: dict, monkeypatch: pytest.MonkeyPatch
+):
+    T, S, H = shape
+    monkeypatch.delattr(attention, "_in_cudnn")
+    inputs = [jax.ShapeDtypeStruct(x, dtype) for x in ((B, T, N, H), (B, S, K, H), (B, S, K, H))]
+    assert jax.eval_shape(lambda *inputs: attend(*inputs, KERNEL, **reach), *inputs).shape == (B, T, N, H)
+
+
+SPREAD = """
+from dataclasses import replace
+import jax, jax.numpy as jnp, numpy as np
+from vqathinker_jax.model import attention
+from vqathinker_jax.sharding import MeshConfig, layout_of, make_mesh
+
+attention._KERNEL = "xla"
+layout = layout_of(make_mesh(MeshConfig(data=1, fsdp=2, tensor=2)))
+query, key, weights = (jax.random.normal(jax.random.key(n), (4, 6, n, 8)).astype(jnp.bfloat16) for n in (6, 2, 6))
+mask = jnp.arange(6) >= jnp.array([[0], [2], [5], [0]])
+
+def both(kernel, query, key):
+    seen = lambda q, k: attention.attend(q, k, k, replace(layout, attention=kernel), causal=True, key_mask_BS=mask)
+    out, backward = jax.vjp(lambda q, k: jnp.where(mask[..., None, None], seen(q, k), 0), query, key)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), (out, *backward(weights)))
+
+run = jax.jit(both, static_argnums=0)
+blocks = run("blocks", query, key)
+del attention._in_blocks
+# bfloat16: each rounds its weights, one before they are divided by their sum and one after.
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.05, rtol=0.02), run("cudnn", query, key), blocks)
+"""
+
+
+def test_the_kernel_on_a_mesh_sees_what_blocks_see():
+    run_on_devices(4, "-c", SPREAD)
+
+
+@pytest.mark.parametrize("cell", ["vision@16", "prefill@16", "update@8"])
+def test_for_a_gpu_no_scores_of_the_8b_model_leave_the_kernel(cell: str, monkeypatch: pytest.MonkeyPatch):
+    """Lowered on a machine that has none, so what only asks for cuDNN's version is answered for it."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    found = case(SIZES["8B"], cell, KERNEL)
+    lowered = jax.jit(found.run).trace(*jax.eval_shape(found.make)).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    calls = set(re.findall(r"@(__cudnn\$\w+)\(", text))
+    backward = {"__cudnn$fmhaSoftmaxBackward", "__cudnn$fmhaScaleBiasSoftmaxBackward"}
+    assert "__cudnn$fmhaSoftmax" in calls
+    assert (backward <= calls) == (cell == "update@8")
+    # All scores of a layer would be one such array for each of 16 or 28 heads, in float32 or bfloat16.
+    sides = "1601|5120|1025|1792|2048"
+    assert not re.search(rf"tensor<[\dx]*x(16|28|4x7)x(\d+x)?({sides}|256)x({sides})x(f32|bf16)>", text)

@@ -11,6 +11,7 @@ What was stopped goes on where it was. Each process has a core; what is in the f
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,9 +38,10 @@ ABLATIONS = {
     "without_temporal": RewardConfig(temporal_bonus=0.0),
 }
 """What GRPO is rewarded by instead, from the first seed's warm start."""
+DEAF = "without_motion_token"
 TYPICAL = 100
 """Clips that the first filters are scaled by."""
-BATCH = 64
+BATCH = 32
 """Pictures a step of learning to see."""
 RECIPES = {"tiny": (TINY, 2e-3, learn_tiny), "small": (SMALL, 3e-4, learn_small)}
 """How large the model is, the rate at which it learns to see, and the module with `warm_start` and `config`."""
@@ -60,12 +62,12 @@ class Options:
     processes: int = os.cpu_count() or 1
     """Runs side by side, each on a core of its own."""
     ablations: bool = False
-    """Also leave out one reward at a time, from the first seed's warm start."""
+    """Also leave out one reward at a time, from the first seed's warm start, and the motion token, from before it."""
     train: int = 4000
     """Videos to train on."""
     held_out: int = 200
     """Videos of each held-out split."""
-    seeing: int = 800
+    seeing: int = 1600
     """Steps of learning to see."""
     warm_start: int | None = None
     """Steps of the supervised stage; None, as the recipe says."""
@@ -100,8 +102,10 @@ def main(options: Options) -> None:
         # The others begin from the first seed's warm start, so they are asked for when that is there.
         runs[0].result()
         others = {CONTROL: pool.submit(run_variant, options, CONTROL, SHUFFLED, options.then.rewards)}
-        for name, rewards in ABLATIONS.items() if options.ablations else ():
-            others[name] = pool.submit(run_variant, options, name, "train.jsonl", rewards)
+        if options.ablations:
+            others[DEAF] = pool.submit(run_deaf, options)
+            for name, rewards in ABLATIONS.items():
+                others[name] = pool.submit(run_variant, options, name, "train.jsonl", rewards)
         measured = [run.result() for run in runs]
         write_results(options, measured, {name: other.result() for name, other in others.items()})
 
@@ -123,19 +127,31 @@ def run_seed(options: Options, seed: int) -> dict[str, Any]:
     """Make, warm-start, train and measure one model; returns the measurements by stage."""
     here = _home(options, seed)
     here.mkdir(parents=True, exist_ok=True)
-    lessons = here / "lessons.jsonl"
-    manifest = options.videos / "train.jsonl"
+    lessons, manifest = here / "lessons.jsonl", options.videos / "train.jsonl"
     write_lessons(manifest, read_truth(manifest), lessons, seed)
     _once(here / "seeing" / "config.json", lambda: _write_seeing(options, here, lessons, seed))
+    _teach(options, here, lessons, seed)
+    return {stage: _measured(options, here / stage) for stage in STAGES}
+
+
+def run_deaf(options: Options) -> dict[str, Any]:
+    """The first seed's chain without the motion token, from learning to see on; returns its measurements."""
+    source, here = _home(options, 0), options.work / DEAF
+    _once(here / "seeing" / "config.json", lambda: _write_deaf(source / "seeing", here / "seeing"))
+    _teach(options, here, source / "lessons.jsonl", 0)
+    return _measured(options, here / "grpo")
+
+
+def _teach(options: Options, here: Path, lessons: Path, seed: int) -> None:
+    """The warm start, and GRPO from it, of what has learned to see."""
     first = replace(options.first, checkpoint=str(here / "seeing"))
     _train(_over(first, options, lessons, seed), here / "warm_start")
-    _train(_reinforced(options, manifest, seed), here / "grpo")
-    return {stage: _measured(options, here / stage) for stage in STAGES}
+    _train(_reinforced(options, here, options.videos / "train.jsonl", seed), here / "grpo")
 
 
 def run_variant(options: Options, name: str, manifest: str, rewards: RewardConfig) -> dict[str, Any]:
     """GRPO from the first seed's warm start by other ratings or rewards; returns its measurements."""
-    settings = _reinforced(options, options.videos / manifest, seed=0)
+    settings = _reinforced(options, _home(options, 0), options.videos / manifest, seed=0)
     _train(replace(settings, rewards=rewards), options.work / name)
     return _measured(options, options.work / name)
 
@@ -174,10 +190,9 @@ def _home(options: Options, seed: int) -> Path:
     return options.work / f"seed{seed}"
 
 
-def _reinforced(options: Options, manifest: Path, seed: int) -> TrainConfig:
-    """GRPO from a seed's warm start."""
-    source = _home(options, seed) / "warm_start" / "model"
-    return _over(replace(options.then, checkpoint=str(source)), options, manifest, seed)
+def _reinforced(options: Options, home: Path, manifest: Path, seed: int) -> TrainConfig:
+    """GRPO from the warm start of a chain."""
+    return _over(replace(options.then, checkpoint=str(home / "warm_start" / "model")), options, manifest, seed)
 
 
 def _over(settings: TrainConfig, options: Options, manifest: Path, seed: int) -> TrainConfig:
@@ -189,22 +204,36 @@ def _over(settings: TrainConfig, options: Options, manifest: Path, seed: int) ->
 def _write_seeing(options: Options, here: Path, lessons: Path, seed: int) -> None:
     """Make a model that has learned to see damage and nothing else, as the checkpoint `seeing`."""
     from tools.measure import load_frames, manifest_rows
-    from tools.see import learn_to_see, look_at
+    from tools.see import learn_to_hear, learn_to_see, look_at
     from tools.tiny_model import fresh, settings, write_weights, write_words
     from vqathinker_jax.data import prompt
 
     rows = [json.loads(line) for line in lessons.read_text(encoding="utf-8").splitlines()]
     view, (size, rate, _) = options.first.data, RECIPES[options.recipe]
-    question = prompt.training_question(rows[0]["conversations"][0]["value"], view.frames, motion=True)
-    texts = [row["response"] for row in rows] + [prompt.render(question).replace(prompt.SLOT, "")]
-    raw = settings(write_words(here / "seeing", texts), size)
+    question = prompt.render(prompt.scoring_question(view.frames, motion=True)).replace(prompt.SLOT, "")
+    texts = [question, *(row["response"] for row in rows)]
+    raw = settings(write_words(here / "seeing", texts), size, view.frames)
     frames_NFYXC = load_frames(manifest_rows(options.videos, "train"), view)
     model = fresh(raw, frames_NFYXC[:TYPICAL].reshape(-1, *frames_NFYXC.shape[2:]), seed)
     truths = list(read_truth(options.videos / "train.jsonl").values())
     clips = look_at(model, frames_NFYXC, truths, seed)
-    losses = learn_to_see(model, clips, steps=options.seeing, batch=BATCH, rate=rate, seed=seed)
-    _write_json(here / "seeing.json", losses)
+    seen = learn_to_see(model, clips, steps=options.seeing, batch=BATCH, rate=rate, seed=seed)
+    heard = learn_to_hear(model, clips, seed=seed)
+    _write_json(here / "seeing.json", {"seeing": seen, "hearing": heard})
     write_weights(here / "seeing", raw, model)
+
+
+def _write_deaf(source: Path, target: Path) -> None:
+    """Write a checkpoint once more, without its motion branch."""
+    from convert.load import open_model
+    from tools.tiny_model import write_weights
+
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("model.safetensors", "config.json"))
+    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    del raw["motion_config"]
+    model = open_model(source, dtype="float32")
+    model.motion = model.motion_projector = None
+    write_weights(target, raw, model)
 
 
 def _train(settings: TrainConfig, directory: Path) -> None:
@@ -227,25 +256,13 @@ def _train(settings: TrainConfig, directory: Path) -> None:
 
 def _measured(options: Options, directory: Path) -> dict[str, Any]:
     """Measurements of a run's model, kept beside it."""
-    from convert.load import open_model
-    from tools import measure
-    from vqathinker_jax.data.prompt import load_tokenizer
+    from tools.measure import measure
 
     file = directory / "measured.json"
 
     def make() -> None:
-        model = open_model(directory / "model", dtype="float32", unrolled=True)
-        tokenizer = load_tokenizer(directory / "model")
-        rater = measure.Rater(model, tokenizer, options.then.data, options.then.rollout.max_new_tokens)
-        found: dict[str, Any] = {}
-        for split in ("in_domain", "out_of_domain"):
-            rows = measure.manifest_rows(options.videos, split)
-            frames = measure.load_frames(rows, options.then.data)
-            found[split] = measure.quality(rater, rows, frames)
-            if split == "in_domain":
-                truths = read_truth(options.videos / f"{split}.jsonl")
-                found["temporal"] = measure.temporal_pairs(rater, rows, truths, frames)
-                found["blank_frames"] = measure.blank(rater, rows, frames)
+        view, room = options.then.data, options.then.rollout.max_new_tokens
+        found = measure(directory / "model", options.videos, view, room)
         _write_json(file, found)
         print(f"{directory}: {json.dumps({name: found[name] for name in ('in_domain', 'temporal')})}", flush=True)
 

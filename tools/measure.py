@@ -14,8 +14,8 @@ from vqathinker_jax.data.distortions import KINDS
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.manifest import Row
 from vqathinker_jax.data.pipeline import DataConfig
-from vqathinker_jax.data.prompt import decode
-from vqathinker_jax.data.synthetic import Truth
+from vqathinker_jax.data.prompt import decode, load_tokenizer
+from vqathinker_jax.data.synthetic import Truth, read_truth
 from vqathinker_jax.data.video import read_clip
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.metrics import Figure, agreement
@@ -33,7 +33,7 @@ UNRATED = 3.0
 
 @dataclass(frozen=True)
 class Rater:
-    """A model with all it takes to rate videos of one view, by the question and the prompt of training."""
+    """A model with all it takes to rate videos of one view, by the question that it was trained on."""
 
     model: VLM
     tokenizer: Any
@@ -48,7 +48,8 @@ class Rater:
         temperature: float = 0.0,
     ) -> "Ratings":
         """Rate N videos by their frames, put in another order where one is given."""
-        prompts = Prompts(rows, self.tokenizer, self.model.config, frames=self.view.frames, size=self.view.size)
+        view = {"frames": self.view.frames, "size": self.view.size, "question": self.view.question}
+        prompts = Prompts(rows, self.tokenizer, self.model.config, **view)
         graph, state = nnx.split(self.model)
         texts: list[str] = []
         for start in range(0, len(rows), BATCH):
@@ -92,6 +93,23 @@ def load_frames(rows: Sequence[Row], view: DataConfig) -> np.ndarray:
     """uint8 RGB frames [N,F,Y,X,C] of the rows' videos, as training sees them."""
     clips = (read_clip(row.video, view.frames, view.decoder) for row in rows)
     return np.stack([resize(clip.frames_FYXC, view.size) for clip in clips])
+
+
+def measure(checkpoint: Path, videos: Path, view: DataConfig, max_new_tokens: int) -> dict[str, Any]:
+    """All that is told of a model: its quality on both held-out splits, pairs in time, and black frames."""
+    from convert.load import open_model
+
+    model = open_model(checkpoint, dtype="float32", unrolled=True)
+    rater = Rater(model, load_tokenizer(checkpoint), view, max_new_tokens)
+    found: dict[str, Any] = {}
+    for split in ("in_domain", "out_of_domain"):
+        rows = manifest_rows(videos, split)
+        frames_NFYXC = load_frames(rows, view)
+        found[split] = quality(rater, rows, frames_NFYXC)
+        if split == "in_domain":
+            found["temporal"] = temporal_pairs(rater, rows, read_truth(videos / f"{split}.jsonl"), frames_NFYXC)
+            found["blank_frames"] = blank(rater, rows, frames_NFYXC)
+    return found
 
 
 def quality(rater: Rater, rows: Sequence[Row], frames_NFYXC: np.ndarray) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 It stands for the pre-training that a large model's towers come with. The first places of the projected tokens learn to
 hold how much there is of each damage: those of a frame, on average, of what spoils pictures, and the motion token of
-what spoils time. Clips without damage to time are shown out of order too. No rating is used, and SlowFast stays as it
-is.
+what spoils time. Half the clips without damage to time are shown out of order too. No rating is used, and SlowFast
+stays as it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,9 @@ JUST_VISIBLE = 0.3
 """What a damage of strength 0 counts as, where none counts 0."""
 LOUDNESS = 5.0
 """How large a full amount stands in a token: about as large as embeddings are."""
-MOTIONS = 4
-"""Motion features to a picture: they cost next to nothing."""
+HEARING, MOTIONS, HEARING_RATE, HEARING_DECAY = 4000, 256, 2e-3, 0.1
+"""Steps, motion features a step, learning rate and weight decay of learning to hear, which takes seconds."""
+SEEING_DECAY = 0.01
 
 
 class Clips(NamedTuple):
@@ -58,7 +59,8 @@ def look_at(model: VLM, frames_NFYXC: np.ndarray, truths: Sequence[Truth], seed:
     rng = np.random.default_rng(seed)
     amounts_NK = np.array([[_amount(truth, kind) for kind in SEEN] for truth in truths], np.float32)
     in_time_K = np.array(["time" in KINDS[kind].aspects for kind in SEEN])
-    orderly = np.flatnonzero(~amounts_NK[:, in_time_K].any(1))
+    # Every other one, for each takes as long as a clip as it is.
+    orderly = np.flatnonzero(~amounts_NK[:, in_time_K].any(1))[::2]
     motion = all_features(np.arange(len(truths)), lambda: slice(None))
     motion += all_features(orderly, lambda: disorder(frames_NFYXC.shape[1], rng))
     out_of_order_MK = np.zeros((len(orderly), len(SEEN)), np.float32)
@@ -76,27 +78,48 @@ def disorder(frames: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def learn_to_see(model: VLM, clips: Clips, *, steps: int, batch: int, rate: float, seed: int) -> list[float]:
-    """Teach the model's tower and projectors, in place; returns the loss of every step."""
+    """Teach the model's vision tower and its projector, in place; returns the loss of every step."""
     rng = np.random.default_rng(seed)
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    # SlowFast and language model among the rest, so that no gradient of theirs is ever made.
+    graph, params, rest = nnx.split(model, _of("vision", "projector"), ...)
     N, F = clips.frames_NFYXC.shape[:2]
 
     def draw() -> tuple[np.ndarray, ...]:
-        chosen, heard = rng.integers(N, size=batch), rng.integers(len(clips.motion_MZ), size=MOTIONS * batch)
-        pictures_BYXC = clips.frames_NFYXC[chosen, rng.integers(F, size=batch)]
-        return pictures_BYXC, clips.pictures_NK[chosen], clips.motion_MZ[heard], clips.times_MK[heard]
+        chosen = rng.integers(N, size=batch)
+        return clips.frames_NFYXC[chosen, rng.integers(F, size=batch)], clips.pictures_NK[chosen]
 
-    def loss(
-        params: nnx.State, pictures_BYXC: jax.Array, seen_BK: jax.Array, motion_BZ: jax.Array, heard_BK: jax.Array
-    ) -> jax.Array:
+    def loss(params: nnx.State, pictures_BYXC: jax.Array, seen_BK: jax.Array) -> jax.Array:
         model = nnx.merge(graph, params, rest)
-        assert model.motion_projector is not None
         tokens_BLD = model.projector(model.vision(normalise(pictures_BYXC)), *_grid(model, pictures_BYXC))
-        return _error(tokens_BLD.mean(1), seen_BK) + _error(model.motion_projector(motion_BZ), heard_BK)
+        return _error(tokens_BLD.mean(1), seen_BK)
 
-    params, losses = _descend(loss, params, draw, steps, rate)
+    params, losses = _descend(loss, params, draw, steps, rate, SEEING_DECAY)
     nnx.update(model, params)
     return losses
+
+
+def learn_to_hear(model: VLM, clips: Clips, *, seed: int) -> list[float]:
+    """Teach the projector of motion features, in place; returns the loss of every step."""
+    rng = np.random.default_rng(seed)
+    graph, params, rest = nnx.split(model, _of("motion_projector"), ...)
+
+    def draw() -> tuple[np.ndarray, ...]:
+        heard = rng.integers(len(clips.motion_MZ), size=MOTIONS)
+        return clips.motion_MZ[heard], clips.times_MK[heard]
+
+    def loss(params: nnx.State, motion_BZ: jax.Array, heard_BK: jax.Array) -> jax.Array:
+        projector = nnx.merge(graph, params, rest).motion_projector
+        assert projector is not None
+        return _error(projector(motion_BZ), heard_BK)
+
+    params, losses = _descend(loss, params, draw, HEARING, HEARING_RATE, HEARING_DECAY)
+    nnx.update(model, params)
+    return losses
+
+
+def _of(*parts: str) -> Any:
+    """The filter that picks the weights of these parts of a model."""
+    return nnx.All(nnx.Param, lambda path, _: path[0] in parts)
 
 
 def _error(tokens_BD: jax.Array, amounts_BK: jax.Array) -> jax.Array:
@@ -113,11 +136,16 @@ def _amount(truth: Truth, kind: str) -> float:
 
 
 def _descend(
-    loss: Callable[..., jax.Array], learned: Any, draw: Callable[[], tuple[np.ndarray, ...]], steps: int, rate: float
+    loss: Callable[..., jax.Array],
+    learned: Any,
+    draw: Callable[[], tuple[np.ndarray, ...]],
+    steps: int,
+    rate: float,
+    decay: float,
 ) -> tuple[Any, list[float]]:
     """Minimise `loss(learned, *draw())` by AdamW with warm-up and cosine decay."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps, rate / 50)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=decay))
     state, losses = optimizer.init(learned), []
 
     @jax.jit

@@ -82,8 +82,8 @@ def write_words(directory: Path, texts: Iterable[str]) -> int:
     return len(load_tokenizer(directory))
 
 
-def settings(vocabulary: int, size: Size = TINY) -> dict[str, Any]:
-    """The checkpoint's `config.json`."""
+def settings(vocabulary: int, size: Size = TINY, frames: int = 6) -> dict[str, Any]:
+    """The checkpoint's `config.json`; it says that the model is made to see so many frames of its size."""
     # As wide as the last feature map, or the 7 of the reference.
     pool = min(7, (size.image - 1) // 2**5 + 1)
     return {
@@ -94,6 +94,7 @@ def settings(vocabulary: int, size: Size = TINY) -> dict[str, Any]:
         "downsample_ratio": 0.5,
         "select_layer": -1,
         "force_image_size": size.image,
+        "view": {"frames": frames, "image_size": size.image},
         "vision_config": {
             "model_type": "intern_vit_6b",
             "architectures": ["InternVisionModel"],

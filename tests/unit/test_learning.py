@@ -10,21 +10,25 @@ from xml.etree import ElementTree
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from configs.learn_tiny import config
+from convert.load import open_config, open_model
+from tools import see
 from tools.curves import PANELS, write_figures
-from tools.learn import ABLATIONS, CONTROL, RECIPES, Options, write_results
+from tools.learn import ABLATIONS, CONTROL, RECIPES, Options, _write_deaf, write_results
 from tools.measure import UNRATED, read
 from tools.responses import SLOTS, response, write_lessons
 from tools.see import SEEN, _amount, disorder
-from tools.tiny_model import fresh, settings
+from tools.tiny_model import fresh, settings, write_weights, write_words
 from tools.tiny_motion import measure_change
+from vqathinker_jax.checkpoint import arrays
 from vqathinker_jax.data.distortions import KINDS, Distortion
 from vqathinker_jax.data.synthetic import SyntheticConfig, Truth, plan
-from vqathinker_jax.model.config import parse_config
+from vqathinker_jax.model.config import ViewConfig, parse_config
 from vqathinker_jax.model.motion import SlowFast
 from vqathinker_jax.model.vlm import VLM, normalise
 from vqathinker_jax.parse import parse_rollout, parse_score
@@ -102,6 +106,39 @@ def test_disorder_is_neither_forwards_nor_backwards():
     for seed in range(50):
         steps = np.diff(disorder(6, np.random.default_rng(seed)))
         assert not (np.abs(steps) == 1).all()
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as `tools.learn` begins with, which has learned nothing."""
+    folder = tmp_path_factory.mktemp("seeing")
+    raw = settings(write_words(folder, [response(truth(), np.random.default_rng(0))]))
+    frames_FYXC = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), np.uint8)
+    write_weights(folder, raw, fresh(raw, frames_FYXC, seed=0))
+    return folder
+
+
+def test_hearing_is_learned_by_the_motion_projector_alone(seeing: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(see, "HEARING", 60)
+    model = open_model(seeing, dtype="float32")
+    assert model.config.motion
+    rng = np.random.default_rng(0)
+    times_MK = rng.random((300, len(SEEN)), np.float32)
+    sounds_KZ = rng.standard_normal((len(SEEN), model.config.motion.features), np.float32)
+    before = jax.tree.map(np.asarray, arrays(model))
+    nothing = np.zeros((0,))
+    losses = see.learn_to_hear(model, see.Clips(nothing, nothing, times_MK @ sounds_KZ, times_MK), seed=0)
+    assert np.mean(losses[-5:]) < 0.3 * np.mean(losses[:5])
+    changed = {path.split(".")[0] for path, array in arrays(model).items() if not np.array_equal(array, before[path])}
+    assert changed == {"motion_projector"}
+
+
+def test_a_deaf_model_is_the_same_but_for_the_motion_branch(seeing: Path, tmp_path: Path):
+    _write_deaf(seeing, tmp_path / "deaf")
+    whole, deaf = (arrays(open_model(folder, dtype="float32")) for folder in (seeing, tmp_path / "deaf"))
+    assert {path.split(".")[0] for path in whole.keys() - deaf.keys()} == {"motion", "motion_projector"}
+    assert all(np.array_equal(whole[path], array) for path, array in deaf.items())
+    assert open_config(tmp_path / "deaf").view == ViewConfig(6, 112)
 
 
 def test_answers_without_a_rating_count_as_the_middle_and_are_counted():

@@ -37,3 +37,8 @@ clean:
 .venv/test: pyproject.toml | .venv/bin/python
 	$(PIP) torch==2.13.0 -e '.[test]'
 	touch $@
+
+# The compiler for TPUs, of the release that goes with JAX, where plans find it and JAX does not.
+.venv/libtpu: | .venv/test
+	$(PIP) --no-deps --target $@ "$$(.venv/bin/python -c "from importlib.metadata import requires; print(next(\
+	  each.partition(';')[0] for each in requires('jax') if each.startswith('libtpu')))")"

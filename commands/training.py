@@ -79,6 +79,7 @@ def plan(
     devices: int = 0,
     model: Literal["", "1B", "2B", "8B", "14B", "38B", "78B"] = "",
     search: Flag = False,
+    quick: Flag = False,
     as_json: AsJson = False,
 ) -> int:
     """Compile a recipe for hardware that need not be here: what of it fits, how fast it would be, and what limits it.
@@ -94,6 +95,7 @@ def plan(
         devices: So many of the kind of device that is here, in place of a topology.
         model: Plan for this InternVL3 with a motion branch; by default for the recipe's checkpoint, which is then read.
         search: Find the largest batch that fits too, which compiles again and again.
+        quick: Compile programs with convolutions at the least effort: minutes where it takes a quarter of an hour.
     """
     from vqathinker_jax import plan as planning
     from vqathinker_jax.budget import table
@@ -110,7 +112,7 @@ def plan(
         from convert.load import open_config
 
         dimensions = open_config(Path(config.checkpoint), slowfast=Path(config.slowfast) if config.slowfast else None)
-    found = planning.plan(config, dimensions, target, search=search)
+    found = planning.plan(config, dimensions, target, planning.Effort(search=search, quick=quick))
     if as_json:
         console.print_row(found.as_json())
     else:

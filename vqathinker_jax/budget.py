@@ -45,7 +45,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a step on a target. refused: the compiler's own words where it found no room."""
+    """What is known of a step on a target. refused: the compiler's own words where it found no room. quick: it was
+    compiled with the least effort, so that programs with convolutions move more than they would."""
 
     target: str
     devices: int
@@ -56,6 +57,7 @@ class Plan:
     step_seconds: float
     mfu: float
     refused: str = ""
+    quick: bool = False
     largest_batch: int | None = None
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.generate import Decoding, begin, decode, encode, prefill
@@ -21,7 +21,7 @@ from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.language import PromptCache
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.optim import memory_places, optimizer
-from vqathinker_jax.policy import divide
+from vqathinker_jax.policy import divide, reference_places
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import Layout, shardings, specification
@@ -59,12 +59,9 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     moving = _state(moving, mesh, jnp.dtype(config.parameters))
     still, acting = _state(still, mesh, arithmetic), _state(moving, mesh, arithmetic)
     tx = optimizer(config.optimizer, 1)
-    memory = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(tx.init, moving),
-        memory_places(tx, moving, mesh),
-    )
-    fixed = Fixed(still, (acting, still) if config.loss.beta else None)
+    memory = jax.tree.map(_lying, jax.eval_shape(tx.init, moving), memory_places(tx, moving, mesh))
+    waiting = jax.tree.map(_lying, acting, reference_places(acting, mesh, config))
+    fixed = Fixed(still, (waiting, still) if config.loss.beta else None)
     whole = nnx.merge_state(acting, still)
     kept = held((moving, memory, fixed.reference and fixed.reference[0]))
 
@@ -138,8 +135,9 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
 
 
 def held(tree: Any) -> int:
-    """Bytes of a tree of placed arrays on each chip."""
-    shapes = ((x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in jax.tree.leaves(tree))
+    """Bytes of a tree of placed arrays on each chip, but for what waits in its host's memory."""
+    near = (x for x in jax.tree.leaves(tree) if x.sharding.memory_kind != "pinned_host")
+    shapes = ((x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in near)
     return sum(math.prod(shape) * size for shape, size in shapes)
 
 
@@ -154,6 +152,10 @@ def _skeleton(config: TrainConfig, model: ModelConfig) -> VLM:
         return skeleton
 
     return nnx.eval_shape(adapted, skeleton)
+
+
+def _lying(x: jax.ShapeDtypeStruct, place: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
 
 def _state(state: nnx.State, mesh: Mesh, dtype: jnp.dtype) -> nnx.State:

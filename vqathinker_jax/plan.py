@@ -12,8 +12,9 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -31,10 +32,22 @@ from vqathinker_jax.records import InputError
 from vqathinker_jax.sharding import check_spread, make_mesh
 
 
-def plan(config: TrainConfig, model: ModelConfig, target: Target, *, search: bool = False) -> Plan:
-    """The plan of a recipe, made in a process of its own.
+@dataclass(frozen=True)
+class Effort:
+    """What a plan is to find.
 
-    search: find the largest batch that fits too, by compiling again.
+    search: the largest batch that fits too, by compiling again. only: these phases; empty for all. quick: the compiler
+    spends its least on programs with convolutions, which take most of a plan's time. Their operations and what they
+    send stay the same, their memory about; they move more bytes, as less is kept in vector memory.
+    """
+
+    search: bool = False
+    quick: bool = False
+    only: tuple[str, ...] = ()
+
+
+def plan(config: TrainConfig, model: ModelConfig, target: Target, effort: Effort = Effort()) -> Plan:
+    """The plan of a recipe, made in a process of its own.
 
     Raises: InputError for what does not go together, or where libtpu is missing.
     """
@@ -42,7 +55,7 @@ def plan(config: TrainConfig, model: ModelConfig, target: Target, *, search: boo
         _find_libtpu()
     made = subprocess.run(
         [sys.executable, "-m", "vqathinker_jax.plan"],
-        input=pickle.dumps((config, model, target, search)),
+        input=pickle.dumps((config, model, target, effort)),
         env=os.environ | _environment(target),
         capture_output=True,
         check=False,
@@ -69,10 +82,8 @@ def kind_here() -> str:
 
 
 def _find_libtpu() -> None:
-    try:
-        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError("plans for TPUs need libtpu, TPU or not: pip install -e '.[plan]'") from None
+    if find_spec("libtpu") is None:
+        raise InputError("plans for TPUs need libtpu, TPU or not: pip install -e '.[plan]'")
 
 
 def _environment(target: Target) -> dict[str, str]:
@@ -81,7 +92,8 @@ def _environment(target: Target) -> dict[str, str]:
         accelerator = {"v5e": "v5litepod"}.get(target.kind, target.kind)
         cores = target.count * (2 if target.kind in {"v4", "v5p"} else 1)
         tpu = {"TPU_ACCELERATOR_TYPE": f"{accelerator}-{cores}", "TPU_WORKER_HOSTNAMES": "localhost"}
-        return {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", **tpu}
+        # Two plans may be made at a time: nothing of a device is held.
+        return {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", **tpu}
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={target.count}"}
 
 
@@ -101,30 +113,37 @@ def _devices(target: Target) -> Sequence[jax.Device]:  # pyright: ignore[reportI
         raise InputError(f"{target}: no such slice ({fault}): name one that Google Cloud offers") from error
 
 
-def make(config: TrainConfig, model: ModelConfig, target: Target, *, search: bool) -> Plan:
+def make(config: TrainConfig, model: ModelConfig, target: Target, effort: Effort) -> Plan:
     """The plan, in this process, whose devices are the target's or stand for them."""
     on_cpu = target.chip.platform == "cpu"
     wanted = ("float32" if on_cpu else "bfloat16") if config.arithmetic == "auto" else config.arithmetic
     mesh = make_mesh(config.mesh, list(_devices(target)))
-    compiling = {"model": model, "mesh": mesh, "arithmetic": jnp.dtype(wanted), "target": target}
-    found = _compiled(config, **compiling)
-    if search:
+    compiling = {"model": model, "mesh": mesh, "arithmetic": jnp.dtype(wanted), "target": target, "quick": effort.quick}
+    found = _compiled(config, only=effort.only, **compiling)
+    if effort.search:
         found = replace(found, largest_batch=_largest_batch(config, found, compiling))
     return found
 
 
 def _compiled(
-    config: TrainConfig, *, model: ModelConfig, mesh: Mesh, arithmetic: jnp.dtype, target: Target, only: str = ""
+    config: TrainConfig,
+    *,
+    model: ModelConfig,
+    mesh: Mesh,
+    arithmetic: jnp.dtype,
+    target: Target,
+    quick: bool,
+    only: tuple[str, ...],
 ) -> Plan:
-    """The plan of one batch size, of all phases or of one."""
+    """The plan of one batch size, of all phases or of some."""
     for parts in (config.micro_batches, config.rollout.micro_batches):
         check_spread(config.data.batch_size, parts, mesh)
     once = {phase.name: phase for phase in phases(replace(config, remat="none"), model, mesh, arithmetic)}
     rows, refused = [], ""
     for phase in phases(config, model, mesh, arithmetic):
-        if only in phase.name:
+        if not only or phase.name in only:
             try:
-                rows.append(_row(phase, once[phase.name], target))
+                rows.append(_row(phase, once[phase.name], target, quick=quick and phase.name not in _PLAIN))
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -142,24 +161,30 @@ def _compiled(
         step_seconds=seconds,
         mfu=useful / (seconds * target.chip.flops) if seconds else 0.0,
         refused=refused,
+        quick=quick,
     )
 
 
-def _row(phase: Phase, once: Phase, target: Target) -> Row:
+_PLAIN = "prefill", "decode"
+"""Phases without convolutions."""
+
+
+def _row(phase: Phase, once: Phase, target: Target, *, quick: bool) -> Row:
+    jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else 0.0)
     compiled = phase.lower().compile()
-    memory, text, chip = compiled.memory_analysis(), compiled.as_text() or "", target.chip
+    memory, text, chip = _memory(compiled), compiled.as_text() or "", target.chip
     work = read_work(text, target.count, phase.trips)
     # What data ends counts once in the trace, and next to all of it is in the loop.
     flops, useful = (count_flops(each.count[0], *each.count[1]) * phase.trips / target.count for each in (phase, once))
-    own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
+    own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     share = target.count if chip.platform == "cpu" else 1
     return Row(
         phase=phase.name,
         times=phase.times,
-        argument=memory.argument_size_in_bytes,  # pyright: ignore[reportOptionalMemberAccess]
-        temporary=memory.temp_size_in_bytes,  # pyright: ignore[reportOptionalMemberAccess]
+        argument=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
         resident=phase.resident,
-        peak=own + memory.temp_size_in_bytes + phase.resident,  # pyright: ignore[reportOptionalMemberAccess]
+        peak=own + memory.temp_size_in_bytes + phase.resident,
         capacity=chip.memory // share,
         flops=flops,
         useful_flops=useful,
@@ -170,6 +195,16 @@ def _row(phase: Phase, once: Phase, target: Target) -> Row:
         network=work.passed / chip.link,
         largest=largest_arrays(text),
     )
+
+
+def _memory(compiled: jax.stages.Compiled) -> Any:
+    """What a program takes of a chip.
+
+    Raises: InputError where the compiler does not say.
+    """
+    if (found := compiled.memory_analysis()) is None:
+        raise InputError("this compiler does not say what memory a program takes: plan for another target")
+    return found
 
 
 def _largest_batch(config: TrainConfig, found: Plan, compiling: dict[str, Any]) -> int:
@@ -184,7 +219,7 @@ def _largest_batch(config: TrainConfig, found: Plan, compiling: dict[str, Any]) 
         size = units * unit
         if size == found.batch_size:
             return found.fits
-        return _compiled(_with_batch(config, size), only=fullest, **compiling).fits
+        return _compiled(_with_batch(config, size), only=(fullest,), **compiling).fits
 
     return unit * bisect(fits, max(found.batch_size // unit, 1))
 
@@ -218,9 +253,8 @@ def _short(error: str) -> str:
 
 def answer() -> int:
     """Read a question from standard input and write its plan to standard output, both pickled; the exit status."""
-    config, model, target, search = pickle.load(sys.stdin.buffer)
     try:
-        found = make(config, model, target, search=search)
+        found = make(*pickle.load(sys.stdin.buffer))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

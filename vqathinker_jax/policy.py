@@ -71,7 +71,8 @@ def prepare(
         # A moving average takes steps too small for bfloat16.
         held = arithmetic if config.reference.mix == 1 else jnp.promote_types(arithmetic, jnp.float32)
         # A copy in any case: the update gives its own away.
-        reference = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == held else x.astype(held), moving), still
+        copied = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == held else x.astype(held), moving)
+        reference = jax.device_put(copied, reference_places(moving, mesh, config)), still
     if restore is None:
         state = TrainState(moving, jax.jit(tx.init, out_shardings=places)(moving))
         return Policy(graph, state, Fixed(still, reference), tx, mesh, arithmetic)
@@ -89,6 +90,14 @@ def divide(
     model.lay_out(layout)
     graph, moving, still = nnx.split(model, _trainable(config), ...)
     return graph, moving, still
+
+
+def reference_places(moving: nnx.State, mesh: Mesh, config: TrainConfig) -> Any:
+    """Where the reference policy's own weights lie: as the policy's do, or in the memory of the same devices' hosts."""
+    places = shardings(moving, mesh)
+    if config.reference.memory == "device":
+        return places
+    return jax.tree.map(lambda place: place.with_memory_kind("pinned_host"), places)
 
 
 def follow(policy: Policy, config: TrainConfig, done: int) -> Policy:

@@ -24,10 +24,16 @@ class ReferenceConfig:
     """Steps between two times that it moves towards the policy; 0 for never."""
     mix: float = 1.0
     """How far it then moves: 1 makes it the policy; with every 1, less than 1 makes it a moving average."""
+    memory: Literal["device", "host"] = "device"
+    """Where its weights wait: on the host they take none of the device's memory, and come to it a layer at a time."""
 
     def __post_init__(self):
         if self.every < 0 or not 0 < self.mix <= 1:
             raise InputError(f"{self}: every must not be negative, mix in (0, 1]")
+        if self.every and self.memory == "host":
+            raise InputError(
+                f"{self}: a reference policy that moves stays on the device; set every 0, or memory device"
+            )
 
 
 @dataclass(frozen=True)

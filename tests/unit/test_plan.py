@@ -2,16 +2,21 @@
 
 import importlib.util
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import run
-from vqathinker_jax.hardware import CHIPS, parse_target
+from vqathinker_jax.budget import Plan, Row
+from vqathinker_jax.hardware import CHIPS, GIB, parse_target
 from vqathinker_jax.plan import bisect
 from vqathinker_jax.records import InputError
 
-RECIPE = str(Path(run.__file__).parent / "configs" / "tiny_cpu.py")
+ROOT = Path(run.__file__).parent
+RECIPE = str(ROOT / "configs" / "tiny_cpu.py")
+LIBTPU = ROOT / ".venv" / "libtpu"
 
 
 def test_targets_name_a_kind_and_a_shape():
@@ -39,22 +44,26 @@ def test_a_topology_or_devices_but_not_both(monkeypatch: pytest.MonkeyPatch, cap
     assert "--topology" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "cpu:2",
-        pytest.param(
-            "v5e:1x2",
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec("libtpu") is None, reason="compiles for a TPU: pip install -e '.[plan]'"
-            ),
-        ),
-    ],
-)
+@pytest.fixture
+def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libtpu for a target that needs it: what is installed, or what `make .venv/libtpu` put apart."""
+    if request.getfixturevalue("target").startswith("cpu") or importlib.util.find_spec("libtpu"):
+        return
+    if LIBTPU.is_dir():
+        monkeypatch.syspath_prepend(LIBTPU)
+        monkeypatch.setenv("PYTHONPATH", str(LIBTPU), prepend=os.pathsep)
+    elif "CI" in os.environ:
+        pytest.fail(f"{LIBTPU} is not there: make .venv/libtpu")
+    else:
+        pytest.skip("compiles for a TPU: make .venv/libtpu")
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("target", ["cpu:2", "v5e:1x2"])
 def test_every_phase_of_the_demonstration_is_planned(
     target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("sys.argv", ["run.py", "plan", RECIPE, "--topology", target, "--json"])
+    monkeypatch.setattr("sys.argv", ["run.py", "plan", RECIPE, "--topology", target, "--quick", "--json"])
     assert run.main() == 0
     plan = json.loads(capsys.readouterr().out)
     rows = {row["phase"]: row for row in plan["rows"]}
@@ -69,3 +78,36 @@ def test_every_phase_of_the_demonstration_is_planned(
     assert rows["decode"]["flops"] == rows["decode"]["useful_flops"]
     # The weights' gradients are summed over devices.
     assert {"all-reduce", "reduce-scatter"} & rows["update"]["collectives"].keys()
+
+
+FULL = Row(
+    phase="update",
+    times=1,
+    argument=9 * GIB,
+    temporary=8 * GIB,
+    resident=0,
+    peak=17 * GIB,
+    capacity=16 * GIB,
+    flops=1e12,
+    useful_flops=1e12,
+    bytes=10**9,
+    collectives={},
+    compute=1.0,
+    memory=0.5,
+    network=0.0,
+    largest=[(2 * GIB, "f32[896,151674]"), (GIB, "bf16[24,896,4864]")],
+)
+
+
+def test_what_does_not_fit_is_named_with_its_largest_arrays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    found = Plan("v5e:1x1", 1, {"data": 1}, 8, estimate=False, rows=[FULL], step_seconds=1.0, mfu=0.1)
+    monkeypatch.setattr("vqathinker_jax.plan.plan", lambda *_: found)
+    monkeypatch.setattr("sys.argv", ["run.py", "plan", RECIPE, "--topology", "v5e:1x1", "--model", "1B"])
+    assert run.main() == 1
+    said = "update does not fit: 17.00 of 16.00 GiB; largest: f32[896,151674] 2.00, bf16[24,896,4864] 1.00"
+    assert said in capsys.readouterr().out
+    monkeypatch.setattr("vqathinker_jax.plan.plan", lambda *_: replace(found, rows=[replace(FULL, peak=GIB)]))
+    assert run.main() == 0
+    assert "does not fit" not in capsys.readouterr().out

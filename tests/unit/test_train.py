@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,9 +21,11 @@ from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.model.adapter import LoraConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.optim import OptimizerConfig
+from vqathinker_jax.policy import prepare
 from vqathinker_jax.recipe import ReferenceConfig, TrainConfig
 from vqathinker_jax.records import InputError
 from vqathinker_jax.rollout import RolloutConfig
+from vqathinker_jax.sharding import make_mesh
 from vqathinker_jax.step import update
 from vqathinker_jax.train import NotFiniteError, train
 
@@ -248,6 +251,26 @@ def test_several_iterations_learn_from_one_rollout(small: TrainConfig, straight:
 def test_a_reference_that_follows_stays_near(small: TrainConfig, tmp_path: Path, straight: Path):
     followed = run(replace(small, reference=ReferenceConfig(every=1)), tmp_path / "run")
     assert abs(followed[1]["kl"]) < 1e-6 < rows_of(straight)[1]["kl"]
+
+
+def test_a_reference_in_the_hosts_memory_changes_nothing(small: TrainConfig, straight: Path, tmp_path: Path):
+    waiting = replace(small, reference=ReferenceConfig(memory="host"))
+
+    def load(dtype: Any, mesh: Any) -> VLM:
+        return open_model(Path(small.checkpoint), dtype=dtype, mesh=mesh)
+
+    reference = prepare(load, waiting, make_mesh(small.mesh), 2).fixed.reference
+    assert reference
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(reference[0])} == {"pinned_host"}
+    # float32: another program, which may fuse otherwise.
+    for row, before in zip(run(waiting, tmp_path / "run"), rows_of(straight), strict=True):
+        np.testing.assert_allclose(row["kl"], before["kl"], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(row["grad_norm"], before["grad_norm"], rtol=1e-5)
+
+
+def test_a_reference_that_follows_cannot_wait_on_the_host():
+    with pytest.raises(InputError, match="set every 0, or memory device"):
+        ReferenceConfig(every=1, memory="host")
 
 
 def test_micro_batches_change_nothing_but_rounding(small: TrainConfig, straight: Path, tmp_path: Path):

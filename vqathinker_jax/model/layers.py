@@ -140,11 +140,17 @@ def fold(
     return jax.lax.scan(_applied(graph, step, remat), carry, (state, xs))
 
 
+def near(state: nnx.State) -> nnx.State:
+    """Weights in the device's memory: those that wait in the host's are brought, and no others are touched."""
+    device = jax.memory.Space.Device
+    return jax.tree.map(lambda x: x if jax.typeof(x).memory_space == device else jax.device_put(x, device), state)
+
+
 def _applied(graph: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], remat: bool) -> Callable:
     """`step` as a function of arrays alone: the carry, and a layer's state beside its x."""
 
     def apply(carry: Any, row: tuple[Any, Any]) -> tuple[Any, Any]:
         state, x = row
-        return step(nnx.merge(graph, state), carry, x)
+        return step(nnx.merge(graph, near(state)), carry, x)
 
     return jax.checkpoint(apply) if remat else apply

@@ -1,0 +1,190 @@
+"""Plans of all recipes for slices and machines, of the 8B recipe from 16 to 256 chips, and of what saves memory.
+
+    python -m benchmarks.planning                    # plans what is not in benchmarks/plans yet, then writes its tables
+    python -m benchmarks.planning scaling_v5e_16x16  # plans these anew
+    python -m benchmarks.planning --tables           # only writes the tables, benchmarks/plans/README.md
+
+Needs `pip install -e '.[plan]'`. Compiling takes minutes a plan; each is written to benchmarks/plans/NAME.json.
+"""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vqathinker_jax.hardware import GIB, parse_target
+from vqathinker_jax.model.released import RELEASED
+from vqathinker_jax.plan import Effort, plan
+from vqathinker_jax.recipe import ReferenceConfig, TrainConfig
+from vqathinker_jax.records import InputError
+from vqathinker_jax.sharding import MeshConfig
+
+ROOT = Path(__file__).parent.parent
+PLANS = ROOT / "benchmarks" / "plans"
+STEP = "prefill", "decode", "update"
+"""What takes next to all of a step."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One plan: a recipe of configs/, a target, a model's name, what is changed of the recipe; phases, all if none."""
+
+    recipe: str
+    topology: str
+    model: str
+    change: Callable[[TrainConfig], TrainConfig] = lambda config: config
+    only: tuple[str, ...] = ()
+
+
+def chips(count: int, copies: int = 1) -> Callable[[TrainConfig], TrainConfig]:
+    """One video a chip, on so many copies of the model."""
+    return lambda config: replace(
+        config, data=replace(config.data, batch_size=count), mesh=MeshConfig(data=copies, fsdp=-1)
+    )
+
+
+def optimizer(**changes: Any) -> Callable[[TrainConfig], TrainConfig]:
+    """Other settings of the optimizer."""
+    return lambda config: replace(config, optimizer=replace(config.optimizer, **changes))
+
+
+def setting(**changes: Any) -> Callable[[TrainConfig], TrainConfig]:
+    """Other settings of the recipe itself."""
+    return lambda config: replace(config, **changes)
+
+
+RECIPES = {
+    "grpo_8b_v5e_64": Question("grpo_8b_v5e_64", "v5e:8x8", "8B"),
+    "grpo_1b_v5e": Question("grpo_1b_v5e", "v5e:1x1", "1B"),
+    "grpo_8b_v5p_16": Question("grpo_8b_v5p_16", "v5p:2x2x2", "8B"),
+    "grpo_8b_v6e_16": Question("grpo_8b_v6e_16", "v6e:4x4", "8B"),
+    "grpo_8b_h200_8": Question("grpo_8b_h200_8", "h200:8", "8B"),
+    "lora_8b_h200": Question("lora_8b_h200", "h200:1", "8B"),
+    "grpo_38b_v5p_64": Question("grpo_38b_v5p_64", "v5p:2x4x4", "38B"),
+}
+SCALING = {
+    f"scaling_{name}": Question("grpo_8b_v5e_64", f"v5e:{shape}", "8B", chips(count, copies), STEP)
+    for name, shape, count, copies in (
+        ("16", "4x4", 16, 1),
+        ("32", "4x8", 32, 1),
+        ("64", "8x8", 64, 1),
+        ("128", "8x16", 128, 1),
+        ("256", "16x16", 256, 1),
+        ("256_in_4_copies", "16x16", 256, 4),
+    )
+}
+LEVERS = {
+    f"lever_{name}": Question("grpo_1b_v5e", "v5e:1x1", "1B", change, ("update",))
+    for name, change in (
+        ("recipe", lambda config: config),
+        ("remat_layers", setting(remat="layers")),
+        ("remat_none", setting(remat="none")),
+        ("moments_bfloat16", optimizer(moments="bfloat16")),
+        ("parameters_float32", setting(parameters="float32")),
+        ("micro_batches_4", setting(micro_batches=4)),
+        ("micro_batches_2", setting(micro_batches=2)),
+        ("reference_on_host", setting(reference=ReferenceConfig(memory="host"))),
+        ("vision_frozen", optimizer(freeze_vision=True)),
+    )
+}
+QUESTIONS = RECIPES | SCALING | LEVERS
+
+
+def ask(name: str) -> None:
+    """Make one plan and write it."""
+    question = QUESTIONS[name]
+    config = question.change(runpy.run_path(str(ROOT / "configs" / f"{question.recipe}.py"))["config"])
+    found = plan(
+        config, RELEASED[question.model], parse_target(question.topology), Effort(quick=True, only=question.only)
+    )
+    (PLANS / f"{name}.json").write_text(json.dumps(found.as_json(), indent=1) + "\n")
+
+
+def tables() -> Iterator[str]:
+    """Lines of the README of all plans there are."""
+    made = {name: json.loads(path.read_text()) for name in QUESTIONS if (path := PLANS / f"{name}.json").is_file()}
+    yield "# Plans\n"
+    yield "Written by `python -m benchmarks.planning` from the JSON files beside it; what its columns mean, and what is"
+    yield "assumed, is in `docs/planning.md`. Nothing here was measured on the hardware it is about: memory is what the"
+    yield "compiler says, time is the roofline of what it made, which nothing is faster than. \\* compiled quickly, so"
+    yield "that bytes moved are more than they would be. ‡ estimates from a CPU's buffers.\n"
+    yield "## Recipes\n"
+    yield "| recipe | target | mesh | videos | fullest phase | GiB | of | fits | decode s | update s | step s | MFU |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield from (_recipe(name, made[name]) for name in RECIPES if name in made)
+    yield "\n## From 16 to 256 chips\n"
+    yield "The 8B recipe on v5e, one video (4 completions, and 4 of its copy) a chip; prefill, decode and update. Sent:"
+    yield "of the time that arithmetic, memory and network would take one after the other, the network's share.\n"
+    yield "| chips | copies | peak GiB | decode s | bound by | sent | update s | bound by | sent | videos/s |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield from (_scale(made[name]) for name in SCALING if name in made)
+    yield "\n## What saves memory\n"
+    yield "The update of the 1B recipe on one v5e chip, and with one setting changed.\n"
+    yield "| change | arguments GiB | temporary GiB | peak GiB | fits | TFLOP | s |"
+    yield "|---|---|---|---|---|---|---|"
+    yield from (_lever(name, made[name]) for name in LEVERS if name in made)
+
+
+def _recipe(name: str, made: dict[str, Any]) -> str:
+    marks = ("\\*" if made["quick"] else "") + ("‡" if made["estimate"] else "")
+    if made["refused"]:
+        return (
+            f"| {name}{marks} | {made['target']} | | {made['batch_size']} | {made['refused'][:120]} | | | no | | | | |"
+        )
+    fullest = max(made["rows"], key=lambda row: row["peak"] / row["capacity"])
+    times = {row["phase"]: row["times"] * row["roofline"] for row in made["rows"]}
+    mesh = " × ".join(f"{axis} {size}" for axis, size in made["mesh"].items() if size > 1) or "one device"
+    memory = f"{fullest['phase']} | {fullest['peak'] / GIB:.1f} | {fullest['capacity'] / GIB:.1f}"
+    took = f"{times['decode']:.1f} | {times['update']:.1f} | {made['step_seconds']:.1f} | {100 * made['mfu']:.0f}%"
+    fits = "yes" if made["fits"] else "no"
+    return f"| {name}{marks} | {made['target']} | {mesh} | {made['batch_size']} | {memory} | {fits} | {took} |"
+
+
+def _scale(made: dict[str, Any]) -> str:
+    rows = {row["phase"]: row for row in made["rows"]}
+    cells = [str(made["devices"]), str(made["mesh"]["data"])]
+    cells.append(f"{max((row['peak'] for row in rows.values()), default=0) / GIB:.1f}")
+    for phase in ("decode", "update"):
+        if phase not in rows:
+            cells += ["does not fit", "", ""]
+            continue
+        parts = {part: rows[phase][part] for part in ("compute", "memory", "network")}
+        bound, share = max(parts, key=lambda part: parts[part]), parts["network"] / sum(parts.values())
+        cells += [f"{rows[phase]['roofline']:.1f}", bound, f"{100 * share:.0f}%"]
+    cells.append("" if made["refused"] else f"{made['batch_size'] / made['step_seconds']:.2f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def _lever(name: str, made: dict[str, Any]) -> str:
+    label = name.removeprefix("lever_").replace("_", " ")
+    if made["refused"]:
+        return f"| {label} | | | {made['refused'].partition(' If ')[0][:160]} | no | | |"
+    (row,) = made["rows"]
+    memory = " | ".join(f"{row[part] / GIB:.2f}" for part in ("argument", "temporary", "peak"))
+    fits = "yes" if row["fits"] else "no"
+    return f"| {label} | {memory} | {fits} | {row['flops'] / 1e12:.0f} | {row['roofline']:.1f} |"
+
+
+def main(names: list[str]) -> int:
+    """Plan what is named, or what is missing, and write the tables; the exit status."""
+    if unknown := set(names) - QUESTIONS.keys() - {"--tables"}:
+        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}", file=sys.stderr)
+        return 2
+    missing = [name for name in QUESTIONS if not (PLANS / f"{name}.json").is_file()]
+    failed = 0
+    for name in [] if "--tables" in names else names or missing:
+        try:
+            ask(name)
+            print(name, flush=True)
+        except InputError as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            failed = 1
+    (PLANS / "README.md").write_text("\n".join(tables()) + "\n")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

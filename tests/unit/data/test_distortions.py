@@ -69,7 +69,7 @@ def test_the_true_rating_falls_with_every_strength(kind: str):
 
 
 def test_the_formula_is_the_documented_one():
-    assert true_mos([Distortion("blur", 0.5), Distortion("shuffle", 1)]) == pytest.approx(1 + 4 * 0.55 * 0.15)
+    assert true_mos([Distortion("blur", 0.5), Distortion("shuffle", 1)]) == pytest.approx(1 + 4 * 0.55 * 0.3)
 
 
 def test_descriptions_tell_degree_and_kind():

@@ -29,16 +29,20 @@ def _of_equation(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)  # pyright: ignore[reportAttributeAccessIssue]
+        shape = _shape(equation.invars[0])
+        return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+        kernel = _shape(equation.invars[1])
         outs = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outs  # pyright: ignore[reportAttributeAccessIssue]
+        return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // outs
     inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
     if name == "cond":
         return max(inner, default=0)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return value.aval.shape
 
 
 def _inner(params: dict[str, Any]) -> list[Jaxpr]:

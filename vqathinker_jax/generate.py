@@ -78,10 +78,11 @@ def encode(
     With an order (int) and blanks (bool) of the frames, [2 P, L, D]: each video, then its copy out of order.
     """
     model = nnx.merge(graph, state)
-    visual_PLD = model.encode(frames_PFYXC)  # pyright: ignore[reportArgumentType]
+    frames_PFYXC = jnp.asarray(frames_PFYXC)
+    visual_PLD = model.encode(frames_PFYXC)
     if order_PF is None or blank_PF is None:
         return visual_PLD
-    moved_PLD = model.encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)  # pyright: ignore[reportArgumentType]
+    moved_PLD = model.encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)
     # Side by side, so that each device goes on with the copies of its own videos.
     return jnp.stack([visual_PLD, moved_PLD], axis=1).reshape(-1, *visual_PLD.shape[1:])
 
@@ -163,7 +164,13 @@ def decode(
         return _write(decoding, model.layout.rows(logits_PGV), keys_PG, cache, sampling, stop_id, pad_id)
 
     made = jax.lax.while_loop(unfinished, token, decoding)
-    return Decoding(made.written, *map(model.layout.rows, made[1:-1]), made.cache)  # pyright: ignore[reportCallIssue]
+    rows = model.layout.rows
+    return made._replace(
+        ids_PGC=rows(made.ids_PGC),
+        log_probs_PGC=rows(made.log_probs_PGC),
+        stopped_PG=rows(made.stopped_PG),
+        lengths_PG=rows(made.lengths_PG),
+    )
 
 
 def generate(

@@ -53,7 +53,10 @@ class Phase:
 
 def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.dtype) -> Iterator[Phase]:
     """Encode, prefill, decode, log-probs and update, each with the batch that it sees at a time."""
-    here = partial(_placed, mesh)
+
+    def here(*array: Any, stacked: int | None = None) -> Any:
+        return _placed(mesh, *array, stacked=stacked)
+
     layout = Layout(mesh if mesh.size > 1 else None, remat=config.remat)
     graph, moving, still = divide(_skeleton(config, model), config, arithmetic, layout)
     moving = _state(moving, mesh, jnp.dtype(config.parameters))
@@ -96,14 +99,14 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     )
 
     keys = here((B, K, S, H), arithmetic, "rows", "kv_heads", None, None, stacked=R)
-    prompt = PromptCache((keys, keys), mask, here((B,), jnp.int32, "rows"))  # pyright: ignore[reportArgumentType]
+    prompt = PromptCache((keys, keys), mask, here((B,), jnp.int32, "rows"))
     ending = {"sampling": rolling.sampling(()), "stop_id": 0, "pad_id": 0}
     logits = here((B, model.language.vocabulary), jnp.float32, "rows", None)
     draws = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (B, G)))
     blank = jax.eval_shape(partial(begin, graph, **ending), whole, logits, draws)
     own = here((B, K, G, C, H), arithmetic, "rows", "kv_heads", None, None, None, stacked=R)
     rows = [here(x.shape, x.dtype, "rows", *[None] * (x.ndim - 1)) for x in blank[1:-1]]
-    decoding = Decoding(here((), jnp.int32), *rows, (own, own))  # pyright: ignore[reportCallIssue]
+    decoding = Decoding._make([here((), jnp.int32), *rows, (own, own)])
     until = jax.ShapeDtypeStruct((), jnp.int32)
     said = (whole, prompt, decoding, draws, until)
     yield Phase(

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 
 from vqathinker_jax.grpo import Experience, LossConfig, Mean, advantages, log_probs, policy_loss
-from vqathinker_jax.model.layers import near
+from vqathinker_jax.model.layers import near_but_layers
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.optim import memory_places
 from vqathinker_jax.records import check_divides
@@ -220,7 +220,7 @@ def gradients(
         reference_BC = None
         if config.loss.beta and fixed.reference is not None:
             reference, still = fixed.reference
-            reference_BC = jax.lax.stop_gradient(ask(nnx.merge(graph, _near_but_layers(reference), still)))
+            reference_BC = jax.lax.stop_gradient(ask(nnx.merge(graph, near_but_layers(reference), still)))
         experience = Experience(
             advantages_B=advantages_PG.reshape(-1),
             mask_BT=jnp.arange(C) < part.lengths_PG.reshape(-1, 1),
@@ -233,12 +233,6 @@ def gradients(
 
     layout = nnx.merge(graph, moving, fixed.still).layout
     return _gradient(total, moving, (rollout, advantages_PG), config.micro_batches, layout)
-
-
-def _near_but_layers(state: nnx.State) -> nnx.State:
-    """A model's weights, those outside of its layers in the device's memory; layers bring their own, one at a time."""
-    layers, others = nnx.split_state(state, lambda path, _: "layers" in path, ...)
-    return nnx.merge_state(layers, near(others))
 
 
 def _gradient(

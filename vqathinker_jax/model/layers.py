@@ -146,6 +146,12 @@ def near(state: nnx.State) -> nnx.State:
     return jax.tree.map(lambda x: x if jax.typeof(x).memory_space == device else jax.device_put(x, device), state)
 
 
+def near_but_layers(state: nnx.State) -> nnx.State:
+    """A model's weights, those outside of its layers `near`; `fold` brings the layers, one at a time."""
+    layers, others = nnx.split_state(state, lambda path, _: "layers" in path, ...)
+    return nnx.merge_state(layers, near(others))
+
+
 def _applied(graph: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], remat: bool) -> Callable:
     """`step` as a function of arrays alone: the carry, and a layer's state beside its x."""
 

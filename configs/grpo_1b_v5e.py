@@ -8,6 +8,7 @@
 from dataclasses import replace
 
 from configs.grpo_lsvq_8b import config as paper
+from vqathinker_jax.recipe import ReferenceConfig
 
 config = replace(
     paper,
@@ -15,6 +16,8 @@ config = replace(
     data=replace(paper.data, batch_size=8),
     rollout=replace(paper.rollout, micro_batches=4, max_new_tokens=1024),
     parameters="bfloat16",
+    optimizer=replace(paper.optimizer, moments="bfloat16"),
+    reference=ReferenceConfig(memory="host"),
     micro_batches=8,
     remat="blocks",
 )

@@ -101,13 +101,20 @@ def scored(graph: Any, acting: nnx.State, placed: Rollout) -> dict[str, Any]:
         "ids": made.ids_PGC.tolist(),
         "log_probs": made.log_probs_PGC.tolist(),
         "gathered_by_decode": [sorted(shape) for shape in gathered(text)],
+        "summed_by_decode": made_by(text, "all-reduce"),
         "matrices": [sorted(x.shape[1:]) for x in layers if x.ndim > 2],
     }
 
 
 def gathered(text: str) -> list[list[int]]:
     """Shapes of all that all-gathers of a compiled module give."""
-    return [[int(n) for n in found.split(",")] for found in re.findall(r"\w+\[([\d,]+)\]\S* all-gather\(", text)]
+    return made_by(text, "all-gather")
+
+
+def made_by(text: str, operation: str) -> list[list[int]]:
+    """Shapes of all arrays that operations of this kind give in a compiled module, alone or several at once."""
+    types = re.findall(rf" = (.*?) {operation}\(", text)
+    return [[int(n) for n in found.split(",")] for kind in types for found in re.findall(r"\w+\[([\d,]+)\]", kind)]
 
 
 def shapes(text: str) -> set[tuple[int, ...]]:

@@ -58,6 +58,13 @@ def test_decoding_leaves_matrices_where_they_are(rows: list[dict[str, Any]]):
         assert not [shape for shape in shapes if shape in row["matrices"]]
 
 
+def test_decoding_adds_up_no_logits(rows: list[dict[str, Any]]):
+    scored = [row for row in rows[1:] if "ids" in row]
+    for row in scored:
+        assert row["summed_by_decode"]
+        assert not [shape for shape in row["summed_by_decode"] if MODEL.language.vocabulary in shape]
+
+
 def test_no_device_holds_every_logit(rows: list[dict[str, Any]]):
     for row in rows[1:]:
         assert not [shape for shape in row["logits"] if np.prod(shape) >= P * G * C * MODEL.language.vocabulary]

@@ -28,7 +28,7 @@ from jax.sharding import (
 from vqathinker_jax.records import InputError
 
 Remat = Literal["none", "layers", "blocks"]
-Attention = Literal["blocks", "cudnn"]
+Attention = Literal["blocks", "cudnn", "splash"]
 
 PHYSICAL: dict[str, str | tuple[str, ...] | None] = {
     "rows": ("data", "fsdp"),
@@ -76,7 +76,8 @@ class Layout:
     after the other and not all at once, which one CPU device is faster with, and which would take the turns of several.
     remat: what the backward pass computes again: nothing, each layer from what it was given, or within a layer the
     weights of each block of attention once more, so that those of a whole layer never exist. attention: computed in
-    XLA, a block of queries at a time, or by cuDNN's kernel where that takes it (`attention.attend`).
+    XLA, a block of queries at a time, or, where that takes it (`attention.attend`), by cuDNN's kernel or by splash, the
+    one that comes with JAX for TPUs.
     """
 
     mesh: Mesh | AbstractMesh | None = None
@@ -128,11 +129,13 @@ def _parts(group: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> in
 def layout_of(mesh: Mesh, remat: Remat = "layers") -> Layout:
     """The layout that suits a mesh; of one device, nothing has to be told where it lies."""
     alone, device = mesh.size == 1, mesh.devices.flat[0]
-    return Layout(None if alone else mesh, alone and device.platform == "cpu", remat, _attention_on(device))
+    return Layout(None if alone else mesh, alone and device.platform == "cpu", remat, attention_on(device))
 
 
-def _attention_on(device: jax.Device) -> Attention:  # pyright: ignore[reportInvalidTypeForm]
-    """cuDNN's kernel is there from NVIDIA's Ampere on."""
+def attention_on(device: jax.Device) -> Attention:  # pyright: ignore[reportInvalidTypeForm]
+    """What computes attention there; cuDNN's kernel is for NVIDIA's Ampere and later."""
+    if device.platform == "tpu":
+        return "splash"
     nvidia = device.platform == "gpu" and device.device_kind.startswith("NVIDIA")
     return "cudnn" if nvidia and float(device.compute_capability) >= 8 else "blocks"
 

@@ -1,7 +1,7 @@
 """Attention: softmax(q k / sqrt(H)) v of long sequences without an array [B, N, T, S], and of one decoded token.
 
-`attend` chooses: cuDNN's kernel, which keeps scores on the chip, where the layout names it and it takes the arrays, and
-blocks of queries in XLA everywhere else.
+`attend` chooses: a kernel that keeps scores on the chip, where the layout names one and it takes the arrays, and blocks
+of queries in XLA everywhere else.
 """
 
 import itertools
@@ -22,6 +22,12 @@ MASKED = -1e30
 
 _KERNEL = "cudnn"
 """What `jax.nn.dot_product_attention` is asked for where the layout names cuDNN; tests ask for its like in XLA."""
+
+_INTERPRETED = False
+"""Whether splash runs without a TPU, for tests."""
+
+_TILE = 128
+"""Positions of splash's smallest tile."""
 
 _SPREAD = ("rows", None, "kv_heads", None)
 """The axes of keys and values, and of queries, whose heads stand in groups of as many."""
@@ -47,19 +53,22 @@ def attend(
     there sees means nothing. Scores and softmax are float32 whatever the inputs.
     """
     window = None if window and window >= key_BSKH.shape[1] else window
-    if layout.attention == "cudnn" and _cudnn_takes(query_BTNH, key_BSKH, window, layout):
-        look = _on_each_device(partial(_in_cudnn, causal=causal), key_BSKH.shape, layout)
-        return look(query_BTNH, key_BSKH, value_BSKH, key_mask_BS)
+    kernel = None
+    if layout.attention == "cudnn" and _cudnn_takes(query_BTNH, key_BSKH, window):
+        kernel = partial(_in_cudnn, causal=causal)
+    if layout.attention == "splash" and _splash_takes(query_BTNH, key_BSKH):
+        kernel = partial(_in_splash, causal=causal, window=window)
+    if kernel and (layout.mesh is None or layout.cut(key_BSKH.shape, *_SPREAD)):
+        return _on_each_device(kernel, key_BSKH.shape, layout)(query_BTNH, key_BSKH, value_BSKH, key_mask_BS)
     reach = {"causal": causal, "window": window, "key_mask_BS": key_mask_BS}
     return _in_blocks(query_BTNH, key_BSKH, value_BSKH, layout, **reach)
 
 
-def _cudnn_takes(query_BTNH: jax.Array, key_BSKH: jax.Array, window: int | None, layout: Layout) -> bool:
+def _cudnn_takes(query_BTNH: jax.Array, key_BSKH: jax.Array, window: int | None) -> bool:
     """Whether cuDNN has a kernel for this, forward and backward, on every chip from Ampere on."""
     (T, _, H), S = query_BTNH.shape[1:], key_BSKH.shape[1]
     fits = H % 8 == 0 and H <= 128 and query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-    spreads = layout.mesh is None or layout.cut(key_BSKH.shape, *_SPREAD) is not None
-    return fits and spreads and window is None and (T == S or T % 2 == S % 2 == 0)
+    return fits and window is None and (T == S or T % 2 == S % 2 == 0)
 
 
 def _on_each_device(look: Callable[..., jax.Array], shape: tuple[int, ...], layout: Layout) -> Callable[..., jax.Array]:
@@ -111,6 +120,60 @@ def _turned(x_BTNH: jax.Array, by_B: jax.Array) -> jax.Array:
     source_BT = (jnp.arange(T) - by_B[:, None]) % T
     # Said to be unique, so that the gradient is a plain write and no sum of atomics.
     return jax.vmap(lambda x, at: x.at[at].get(unique_indices=True, mode="promise_in_bounds"))(x_BTNH, source_BT)
+
+
+def _splash_takes(query_BTNH: jax.Array, key_BSKH: jax.Array) -> bool:
+    """Whether the sequences are long enough to be worth padding to whole tiles, and queries need none beside others."""
+    (T, _, H), S = query_BTNH.shape[1:], key_BSKH.shape[1]
+    return query_BTNH.dtype == jnp.bfloat16 and H in (64, 128) and T >= _TILE and (T == S or T % _TILE == 0)
+
+
+def _in_splash(
+    query_BTNH: jax.Array,
+    key_BSKH: jax.Array,
+    value_BSKH: jax.Array,
+    key_mask_BS: jax.Array | None,
+    *,
+    causal: bool,
+    window: int | None,
+) -> jax.Array:
+    """`attend` by splash, whose sequences are whole tiles, and whose tokens see those of their own kind only."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (B, T, N, H), S = query_BTNH.shape, key_BSKH.shape[1]
+    real_BS = jnp.ones((B, S), bool) if key_mask_BS is None else key_mask_BS
+    query_BNTH, key_BKSH, value_BKSH = (
+        jnp.pad(x, ((0, 0), (0, -x.shape[1] % _TILE), (0, 0), (0, 0))).swapaxes(1, 2)
+        for x in (query_BTNH, key_BSKH, value_BSKH)
+    )
+    kind_BS = jnp.pad(real_BS.astype(jnp.int32), ((0, 0), (0, -S % _TILE)))
+    kinds = splash.SegmentIds(kind_BS if T == S else kind_BS[:, S - T : S], kind_BS)
+    shape = query_BNTH.shape[2], key_BKSH.shape[2]
+    if causal:
+        reach = masks.LocalMask(shape, (window - 1, 0), S - T) if window else masks.CausalMask(shape, S - T)
+    else:
+        reach = masks.FullMask(shape)
+    keys = _tile(shape[1], 2048)
+    queries = _tile(shape[0], 2**19 // keys)
+    tiles = splash.BlockSizes(
+        block_q=queries,
+        block_kv=keys,
+        block_q_dkv=queries,
+        block_kv_dkv=keys,
+        block_q_dq=queries,
+        block_kv_dq=keys,
+    )
+    kernel: Any = splash.make_splash_mha(
+        masks.MultiHeadMask([reach] * N), block_sizes=tiles, head_shards=1, q_seq_shards=1, interpret=_INTERPRETED
+    )
+    scaled_BNTH = query_BNTH * jnp.asarray(1 / math.sqrt(H), query_BNTH.dtype)
+    return jax.vmap(kernel)(scaled_BNTH, key_BKSH, value_BKSH, kinds).swapaxes(1, 2)[:, :T]
+
+
+def _tile(length: int, most: int) -> int:
+    """The largest tile of so many positions that a length divides into."""
+    return max(tile for tile in range(_TILE, most + 1, _TILE) if length % tile == 0)
 
 
 def _in_blocks(

@@ -202,20 +202,9 @@ def same_in_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_KERNEL", "xla")
 
 
-@pytest.mark.usefixtures("same_in_xla")
-@pytest.mark.parametrize(
-    ("T", "S", "reach"),
-    [
-        (17, 17, {}),
-        (17, 17, {"causal": True}),
-        (17, 17, {"causal": True, "window": 17}),
-        (17, 17, {"causal": True, "key_mask_BS": PADDED}),
-        (8, 18, {"causal": True}),
-        (8, 18, {"causal": True, "key_mask_BS": np.arange(18) >= np.array([[0], [3]])}),
-        (18, 18, {"key_mask_BS": np.arange(18) >= np.array([[0], [3]])}),
-    ],
-)
-def test_the_kernel_sees_what_blocks_see(T: int, S: int, reach: dict, monkeypatch: pytest.MonkeyPatch):
+def agree(layout: Layout, T: int, S: int, reach: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether what is seen, and its gradient, are those of blocks, without any of them."""
+    N, K, H = (6, 2, 8) if layout == KERNEL else (2, 1, 64)
     *inputs, weights_BTNH = draw((B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, N, H))
     inputs = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
     mask_BS = reach.get("key_mask_BS", np.ones((B, S), bool))
@@ -232,12 +221,29 @@ def test_the_kernel_sees_what_blocks_see(T: int, S: int, reach: dict, monkeypatc
     run = jax.jit(both, static_argnums=0)
     blocks, *blocks_gradient = run(ONE_DEVICE, *inputs)
     monkeypatch.delattr(attention, "_in_blocks")
-    kernel, *kernel_gradient = run(KERNEL, *inputs)
+    kernel, *kernel_gradient = run(layout, *inputs)
     # bfloat16: each rounds its weights, one before they are divided by their sum and one after.
     np.testing.assert_allclose(kernel, blocks, atol=0.02, rtol=8e-3)
     for ours, theirs in zip(kernel_gradient, blocks_gradient, strict=True):
         # bfloat16 holds 8 bits: of sums of up to 18 values of size 5, each path rounds others.
         np.testing.assert_allclose(ours, theirs, atol=0.25, rtol=0.03)
+
+
+@pytest.mark.usefixtures("same_in_xla")
+@pytest.mark.parametrize(
+    ("T", "S", "reach"),
+    [
+        (17, 17, {}),
+        (17, 17, {"causal": True}),
+        (17, 17, {"causal": True, "window": 17}),
+        (17, 17, {"causal": True, "key_mask_BS": PADDED}),
+        (8, 18, {"causal": True}),
+        (8, 18, {"causal": True, "key_mask_BS": np.arange(18) >= np.array([[0], [3]])}),
+        (18, 18, {"key_mask_BS": np.arange(18) >= np.array([[0], [3]])}),
+    ],
+)
+def test_the_kernel_sees_what_blocks_see(T: int, S: int, reach: dict, monkeypatch: pytest.MonkeyPatch):
+    agree(KERNEL, T, S, reach, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -301,3 +307,23 @@ def test_for_a_gpu_no_scores_of_the_8b_model_leave_the_kernel(cell: str, monkeyp
     # All scores of a layer would be one such array for each of 16 or 28 heads, in float32 or bfloat16.
     sides = "1601|5120|1025|1792|2048"
     assert not re.search(rf"tensor<[\dx]*x(16|28|4x7)x(\d+x)?({sides}|256)x({sides})x(f32|bf16)>", text)
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "reach"),
+    [
+        (130, 130, {}),
+        (128, 256, {"causal": True, "window": 150, "key_mask_BS": np.arange(256) >= np.array([[0], [7]])}),
+    ],
+)
+def test_splash_sees_what_blocks_see(T: int, S: int, reach: dict, monkeypatch: pytest.MonkeyPatch):
+    """Interpreted, as there is no TPU."""
+    monkeypatch.setattr(attention, "_INTERPRETED", True)
+    agree(Layout(attention="splash"), T, S, reach, monkeypatch)
+
+
+def test_for_a_tpu_scores_stay_in_splash():
+    found = case(SIZES["8B"], "prefill@1", Layout(attention="splash"))
+    text = jax.jit(found.run).trace(*jax.eval_shape(found.make)).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text
+    assert not re.search(r"tensor<[\dx]*x\d{3,4}x5120x(f32|bf16)>", text)

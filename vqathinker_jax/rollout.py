@@ -173,13 +173,13 @@ def roll_out(
     """
     parts = config.micro_batches
     ids_PS, mask_PS = prompts.of(batch.rows)
-    disorder = () if batch.order_PF is None else (batch.order_PF, batch.blank_PF)
+    disorder = () if batch.order_PF is None or batch.blank_PF is None else (batch.order_PF, batch.blank_PF)
     copies = 2 if disorder else 1
 
     made = []
     for part, part_key in enumerate(jax.random.split(key, parts)):
         with clock("encode"):
-            shown = put_videos([x[part::parts] for x in (batch.frames_PFYXC, *disorder)], mesh)  # pyright: ignore[reportOptionalSubscript]
+            shown = put_videos([x[part::parts] for x in (batch.frames_PFYXC, *disorder)], mesh)
             visual_PLD = jax.block_until_ready(encode(graph, state, *shown))
         with clock("rollout"):
             ids_QS, mask_QS = put_videos([np.repeat(x[part::parts], copies, axis=0) for x in (ids_PS, mask_PS)], mesh)

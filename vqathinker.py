@@ -11,6 +11,7 @@ up to how a device's sums are rounded; with a temperature, drawn from the seed a
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,7 @@ def load(
     *,
     slowfast: str | Path | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    attention: Literal["auto", "blocks"] = "auto",
     view: View | None = None,
     sampling: Sampling = GREEDY,
     seed: int = 0,
@@ -45,8 +47,8 @@ def load(
     """A judge with the model of a checkpoint folder of any kind, ready to rate videos or to answer `question`.
 
     slowfast: its weights, for a checkpoint with a motion branch but not these. dtype: auto is bfloat16 on an
-    accelerator, float32 on a CPU. view: None for what the checkpoint says it was made to see, or else 12 frames of 560
-    pixels. progress: a bar on standard error.
+    accelerator, float32 on a CPU. attention: auto is the kernel made for the device, blocks does without. view: None
+    for what the checkpoint says it was made to see, or else 12 frames of 560 pixels. progress: a bar on standard error.
 
     Raises: InputError where checkpoint, tokenizer and settings do not fit, before any weight is read.
     """
@@ -57,6 +59,8 @@ def load(
     on_cpu = jax.default_backend() == "cpu"
     chosen = dtype if dtype != "auto" else "float32" if on_cpu else "bfloat16"
     model = open_model(folder, dtype=chosen, slowfast=weights, unrolled=on_cpu, progress=progress)
+    if attention != "auto":
+        model.lay_out(replace(model.layout, attention=attention))
     return Judge(model, tokenizer, view, sampling, seed)
 
 

@@ -39,6 +39,8 @@ class ModelOptions:
     """SlowFast weights (SLOWFAST_8x8_R50.pyth), for a checkpoint that has a motion branch but not these."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic and weights; auto is bfloat16 on an accelerator, float32 on a CPU."""
+    attention: Literal["auto", "blocks"] = "auto"
+    """auto takes the kernel made for the device (cuDNN's, or splash on a TPU); blocks does without, on any device."""
     frames: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=AS_MADE.format(12))] = None
     """Frames taken from each video, evenly spread."""
     image_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=AS_MADE.format(560))] = None
@@ -76,6 +78,7 @@ def open_judge(options: ModelOptions, question: str | None = None) -> "Judge":
         options.checkpoint,
         slowfast=options.slowfast,
         dtype=options.dtype,
+        attention=options.attention,
         view=View.of(config, options.frames, options.image_size, options.decoder),
         sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p),
         seed=options.seed,

@@ -60,7 +60,7 @@ def prepare(
     auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     arithmetic = jnp.dtype(auto if config.arithmetic == "auto" else config.arithmetic)
     model = _adapted(open_model(jnp.dtype(config.parameters), mesh), config)
-    graph, moving, still = divide(model, config, arithmetic, layout_of(mesh, config.remat))
+    graph, moving, still = divide(model, config, arithmetic, layout_of(mesh, config.remat, config.attention))
     del model
     moving, still = (jax.device_put(part, shardings(part, mesh)) for part in (moving, still))
     still = _cast(still, arithmetic)

@@ -10,7 +10,7 @@ from vqathinker_jax.optim import OptimizerConfig
 from vqathinker_jax.records import InputError, check_divides
 from vqathinker_jax.rewards import RewardConfig
 from vqathinker_jax.rollout import RolloutConfig
-from vqathinker_jax.sharding import MeshConfig, Remat
+from vqathinker_jax.sharding import AttentionChoice, MeshConfig, Remat
 from vqathinker_jax.step import StepConfig
 
 Floats = Literal["float32", "bfloat16"]
@@ -62,6 +62,8 @@ class TrainConfig:
     """Parts that a batch goes through the update in; the result does not depend on it."""
     remat: Remat = "layers"
     """What the backward pass computes again rather than keeps: nothing, each layer, or blocks of its attention too."""
+    attention: AttentionChoice = "auto"
+    """auto takes the kernel made for the device (cuDNN's, or splash on a TPU); blocks does without."""
     chunk: int = 128
     """Positions of each completion whose logits exist at a time."""
     parameters: Floats = "float32"
@@ -109,6 +111,6 @@ class TrainConfig:
 
 FREE = (
     *("save_every", "keep", "samples_every", "wandb", "data.workers", "data.prefetch"),
-    *("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat", "chunk"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat", "attention", "chunk"),
 )
 """Settings that a resume may change: those of the second line change results by rounding, the others not at all."""

@@ -29,6 +29,8 @@ from vqathinker_jax.records import InputError
 
 Remat = Literal["none", "layers", "blocks"]
 Attention = Literal["blocks", "cudnn", "splash"]
+AttentionChoice = Literal["auto", "blocks"]
+"""auto: the kernel that is for the device at hand, where it takes the arrays; blocks: XLA alone, on any device."""
 
 PHYSICAL: dict[str, str | tuple[str, ...] | None] = {
     "rows": ("data", "fsdp"),
@@ -126,10 +128,11 @@ def _parts(group: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> in
     return math.prod(mesh.shape[name] for name in names)
 
 
-def layout_of(mesh: Mesh, remat: Remat = "layers") -> Layout:
+def layout_of(mesh: Mesh, remat: Remat = "layers", attention: AttentionChoice = "auto") -> Layout:
     """The layout that suits a mesh; of one device, nothing has to be told where it lies."""
     alone, device = mesh.size == 1, mesh.devices.flat[0]
-    return Layout(None if alone else mesh, alone and device.platform == "cpu", remat, attention_on(device))
+    kernel = attention_on(device) if attention == "auto" else attention
+    return Layout(None if alone else mesh, alone and device.platform == "cpu", remat, kernel)
 
 
 def attention_on(device: jax.Device) -> Attention:  # pyright: ignore[reportInvalidTypeForm]

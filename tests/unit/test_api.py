@@ -6,11 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import jax
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import Mesh
 
 import vqathinker
 from tests import checkpoints, clips
+from vqathinker_jax import sharding
 from vqathinker_jax.model.config import ViewConfig
 from vqathinker_jax.records import InputError
 
@@ -76,6 +80,16 @@ def test_a_checkpoint_is_shown_what_it_was_made_to_see_unless_told_otherwise(
     assert judge.view == (given or vqathinker.View(4, 84))
     assert vqathinker.View.of(judge.config, image_size=56) == vqathinker.View(4, 56)
     assert vqathinker.View.of(replace(judge.config, view=ViewConfig())) == vqathinker.View(12, 560)
+
+
+def test_attention_is_the_devices_own_kernel_unless_told_otherwise(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sharding, "attention_on", lambda _: "cudnn")
+    given = {"auto": vqathinker.load(checkpoint, view=VIEW, sampling=SHORT)}
+    given["blocks"] = vqathinker.load(checkpoint, view=VIEW, sampling=SHORT, attention="blocks")
+    for asked, kernel in {"auto": "cudnn", "blocks": "blocks"}.items():
+        model = nnx.merge(given[asked].graph, given[asked].state)
+        assert [part.layout.attention for part in (model, model.vision, model.language)] == [kernel] * 3
+        assert sharding.layout_of(Mesh(np.array(jax.devices()[:1]), ("data",)), attention=asked).attention == kernel
 
 
 def test_a_batch_of_none_is_refused(judge: vqathinker.Judge, videos: list[Path]):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from vqathinker_jax import checkpoint
 from vqathinker_jax.model.adapter import adapt, merge
@@ -97,7 +97,13 @@ def reference_places(moving: nnx.State, mesh: Mesh, config: TrainConfig) -> Any:
     places = shardings(moving, mesh)
     if config.reference.memory == "device":
         return places
-    return jax.tree.map(lambda place: place.with_memory_kind("pinned_host"), places)
+
+    def on_host(place: Sharding) -> NamedSharding:
+        # Named even for one device: of an array without its numbers, jit learns its memory from nothing else.
+        spec = place.spec if isinstance(place, NamedSharding) else PartitionSpec()
+        return NamedSharding(mesh, spec, memory_kind="pinned_host")
+
+    return jax.tree.map(on_host, places)
 
 
 def follow(policy: Policy, config: TrainConfig, done: int) -> Policy:

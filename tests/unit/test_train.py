@@ -262,6 +262,11 @@ def test_a_reference_in_the_hosts_memory_changes_nothing(small: TrainConfig, str
     reference = prepare(load, waiting, make_mesh(small.mesh), 2).fixed.reference
     assert reference
     assert {x.sharding.memory_kind for x in jax.tree.leaves(reference[0])} == {"pinned_host"}
+    # A plan, which has no more of an array than this, is told too.
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in jax.tree.leaves(reference[0])]
+    seen = set()
+    jax.jit(lambda *traced: seen.update(jax.typeof(x).memory_space for x in traced)).lower(*shapes)
+    assert seen == {jax.memory.Space.Host}
     # float32: another program, which may fuse otherwise.
     for row, before in zip(run(waiting, tmp_path / "run"), rows_of(straight), strict=True):
         np.testing.assert_allclose(row["kl"], before["kl"], rtol=1e-4, atol=1e-6)

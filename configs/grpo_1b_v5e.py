@@ -1,4 +1,4 @@
-"""The paper's GRPO of the 1B model on one v5e chip. A proposal; ask the plan whether it fits:
+"""The paper's GRPO of the 1B model on one v5e chip. A proposal, 1 GiB too large still by its plan:
 
     python run.py plan configs/grpo_1b_v5e.py --topology v5e:1x1 --model 1B
     python run.py train configs/grpo_1b_v5e.py --run-dir runs/grpo_1b_v5e \\
@@ -8,7 +8,6 @@
 from dataclasses import replace
 
 from configs.grpo_lsvq_8b import config as paper
-from vqathinker_jax.recipe import ReferenceConfig
 
 config = replace(
     paper,
@@ -17,7 +16,6 @@ config = replace(
     rollout=replace(paper.rollout, micro_batches=4, max_new_tokens=1024),
     parameters="bfloat16",
     optimizer=replace(paper.optimizer, moments="bfloat16"),
-    reference=ReferenceConfig(memory="host"),
     micro_batches=8,
     remat="blocks",
 )

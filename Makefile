@@ -14,9 +14,10 @@ demo: .venv/runtime
 learn: .venv/runtime
 	.venv/bin/python -m tools.learn
 
-# One worker a core, a file's tests on one of them, so that what they share is computed once.
+# One worker a core, a file's tests on one of them, so that what they share is computed once; in the order of their names,
+# for the files with the longest tests have few, and would come last.
 test: .venv/test
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/test
 	.venv/bin/ruff check

@@ -1,4 +1,4 @@
-"""The paper's GRPO of the 38B model on a v5p-64 slice, 32 chips. A proposal; ask the plan whether it fits:
+"""The paper's GRPO of the 38B model on a v5p-64 slice, 32 chips. It fits by its plan (`benchmarks/plans`):
 
     python run.py plan configs/grpo_38b_v5p_64.py --topology v5p:2x4x4 --model 38B
     python run.py train configs/grpo_38b_v5p_64.py --run-dir runs/grpo_38b_v5p_64 \\

@@ -1,4 +1,4 @@
-"""The paper's GRPO of the 8B model on 8 × H200. A proposal; ask the plan whether it fits:
+"""The paper's GRPO of the 8B model on 8 × H200. It fits by its plan (`benchmarks/plans`):
 
     python run.py plan configs/grpo_8b_h200_8.py --topology h200:8 --model 8B
     python run.py train configs/grpo_8b_h200_8.py --run-dir runs/grpo_8b_h200_8 \\

@@ -1,4 +1,4 @@
-"""The paper's GRPO of the 8B model on a v5p-16 slice, 8 chips. A proposal; ask the plan whether it fits:
+"""The paper's GRPO of the 8B model on a v5p-16 slice, 8 chips. It fits by its plan (`benchmarks/plans`):
 
     python run.py plan configs/grpo_8b_v5p_16.py --topology v5p:2x2x2 --model 8B
     python run.py train configs/grpo_8b_v5p_16.py --run-dir runs/grpo_8b_v5p_16 \\

@@ -1,4 +1,4 @@
-"""The paper's GRPO of the 8B model on a v6e-16 slice. A proposal; ask the plan whether it fits:
+"""The paper's GRPO of the 8B model on a v6e-16 slice. It fits by its plan (`benchmarks/plans`):
 
     python run.py plan configs/grpo_8b_v6e_16.py --topology v6e:4x4 --model 8B
     python run.py train configs/grpo_8b_v6e_16.py --run-dir runs/grpo_8b_v6e_16 \\

@@ -1,4 +1,4 @@
-"""The paper's GRPO, as adapters, of the 8B model on one H200. A proposal; ask the plan whether it fits:
+"""The paper's GRPO, as adapters, of the 8B model on one H200. It fits by its plan (`benchmarks/plans`):
 
     python run.py plan configs/lora_8b_h200.py --topology h200:1 --model 8B
     python run.py train configs/lora_8b_h200.py --run-dir runs/lora_8b_h200 \\

@@ -188,7 +188,8 @@ def _log_probs(sizes: Sizes, videos: int, layout: Layout) -> Case:
     @jax.jit
     def run(held: Any, _: Any) -> jax.Array:
         state, rollout = held
-        return completion_log_probs(nnx.merge(graph, state), rollout, StepConfig(), sizes.context_id)
+        model = nnx.merge(graph, state)
+        return completion_log_probs(model, model.look(rollout.frames_PFYXC), rollout, StepConfig(), sizes.context_id)
 
     return Case(lambda: ((drawn(abstract), _learned(sizes, videos)), None), run)
 
@@ -200,7 +201,7 @@ def _update(sizes: Sizes, videos: int, layout: Layout, lora: LoraConfig | None =
 
     def make() -> tuple[Any, Any]:
         weights, kept = drawn(moving), drawn(still)
-        fixed = Fixed(kept, (drawn(moving, 1), kept))
+        fixed = Fixed(kept, (drawn(moving, 1), None))
         return (fixed, _learned(sizes, videos)), TrainState(weights, tx.init(weights))
 
     def run(held: Any, state: TrainState) -> TrainState:

@@ -64,7 +64,7 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     tx = optimizer(config.optimizer, 1)
     memory = jax.tree.map(_lying, jax.eval_shape(tx.init, moving), memory_places(tx, moving, mesh))
     waiting = jax.tree.map(_lying, acting, reference_places(acting, mesh, config))
-    fixed = Fixed(still, (waiting, still) if config.loss.beta else None)
+    fixed = Fixed(still, (waiting, None) if config.loss.beta else None)
     whole = nnx.merge_state(acting, still)
     kept = held((moving, memory, fixed.reference and fixed.reference[0]))
 
@@ -122,7 +122,8 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     part = _rollout(here, config, P // config.micro_batches, S)
 
     def ask(state: nnx.State, part: Rollout) -> jax.Array:
-        return completion_log_probs(nnx.merge(graph, state), part, config.step, _CONTEXT)
+        model = nnx.merge(graph, state)
+        return completion_log_probs(model, model.look(part.frames_PFYXC), part, config.step, _CONTEXT)
 
     # The update holds this, for policy and reference; a row of its own shows what scoring takes.
     yield Phase("log-probs", lambda: jax.jit(ask).lower(whole, part), (ask, (whole, part)), 0, kept)

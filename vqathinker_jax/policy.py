@@ -72,7 +72,7 @@ def prepare(
         held = arithmetic if config.reference.mix == 1 else jnp.promote_types(arithmetic, jnp.float32)
         # A copy in any case: the update gives its own away.
         copied = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == held else x.astype(held), moving)
-        reference = jax.device_put(copied, reference_places(moving, mesh, config)), still
+        reference = jax.device_put(copied, reference_places(moving, mesh, config)), None
     if restore is None:
         state = TrainState(moving, jax.jit(tx.init, out_shardings=places)(moving))
         return Policy(graph, state, Fixed(still, reference), tx, mesh, arithmetic)
@@ -142,7 +142,7 @@ def write_model(policy: Policy, config: TrainConfig, open_model: OpenModel, dire
 def _taken_up(policy: Policy, changing: dict[str, Any]) -> Policy:
     fixed = policy.fixed
     if "reference" in changing:
-        fixed = fixed._replace(reference=(changing["reference"], fixed.still))
+        fixed = fixed._replace(reference=(changing["reference"], None))
     return policy._replace(state=changing["state"], fixed=fixed)
 
 

@@ -19,7 +19,7 @@ from flax import nnx
 
 from vqathinker_jax.grpo import Experience, LossConfig, Mean, advantages, log_probs, policy_loss
 from vqathinker_jax.model.layers import near_but_layers
-from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.model.vlm import UNSEEN, VLM, Sight
 from vqathinker_jax.optim import memory_places
 from vqathinker_jax.records import check_divides
 from vqathinker_jax.rewards import Ratings, RewardConfig, rewards
@@ -85,11 +85,11 @@ class TrainState(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """What an update only reads: the weights that do not move, and the reference policy's two kinds of weights, which
-    may share arrays with these (None where beta is 0)."""
+    """What an update only reads: the weights that do not move, and the reference policy's of both kinds (None where
+    beta is 0), of which the second are the policy's own where they are None."""
 
     still: nnx.State
-    reference: tuple[nnx.State, nnx.State] | None
+    reference: tuple[nnx.State, nnx.State | None] | None
 
 
 class Report(NamedTuple):
@@ -163,7 +163,7 @@ def imitate(
 
     def total(moving: nnx.State, part: Lessons) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, moving, still)
-        log_probs_BC = completion_log_probs(model, part, config, context_id)
+        log_probs_BC = completion_log_probs(model, model.look(part.frames_PFYXC), part, config, context_id)
         said_BC = jnp.arange(C) < part.lengths_PG.reshape(-1, 1)
         loss = Mean(-jnp.where(said_BC, log_probs_BC, 0.0).sum(), said_BC.sum())
         return loss.total, (loss, {}, log_probs_BC.reshape(part.completions_PGC.shape))
@@ -210,17 +210,22 @@ def gradients(
 ) -> tuple[nnx.State, jax.Array, dict[str, Mean], jax.Array]:
     """The gradient of the loss by the moving weights, the loss, its metrics, and the policy's log-probs [P, G, C].
 
-    Micro-batches add totals and weights, and one division at the end makes the mean of the whole batch.
+    Micro-batches add totals and weights, and one division at the end makes the mean of the whole batch. Policy and
+    reference look at a video once for both with the towers that they share.
     """
     C = rollout.completions_PGC.shape[-1]
 
     def total(moving: nnx.State, part: Rollout, advantages_PG: jax.Array) -> tuple[jax.Array, Any]:
         ask = partial(completion_log_probs, rollout=part, config=config, context_id=context_id)
-        log_probs_BC = ask(nnx.merge(graph, moving, fixed.still))
+        policy = nnx.merge(graph, moving, fixed.still)
+        sight = policy.look(part.frames_PFYXC)
+        log_probs_BC = ask(policy, sight)
         reference_BC = None
         if config.loss.beta and fixed.reference is not None:
-            reference, still = fixed.reference
-            reference_BC = jax.lax.stop_gradient(ask(nnx.merge(graph, near_but_layers(reference), still)))
+            former, still = fixed.reference
+            reference = nnx.merge(graph, near_but_layers(former), fixed.still if still is None else still)
+            known = _seen_by_still(sight, moving) if still is None else UNSEEN
+            reference_BC = jax.lax.stop_gradient(ask(reference, reference.look(part.frames_PFYXC, known)))
         experience = Experience(
             advantages_B=advantages_PG.reshape(-1),
             mask_BT=jnp.arange(C) < part.lengths_PG.reshape(-1, 1),
@@ -233,6 +238,15 @@ def gradients(
 
     layout = nnx.merge(graph, moving, fixed.still).layout
     return _gradient(total, moving, (rollout, advantages_PG), config.micro_batches, layout)
+
+
+def _seen_by_still(sight: Sight, moving: nnx.State) -> Sight:
+    """The part of a sight that comes of weights which do not move."""
+    parts = {path[0] for path, _ in nnx.to_flat_state(moving)}
+    return Sight(
+        tokens_PLD=None if parts & {"vision", "projector"} else sight.tokens_PLD,
+        motion_PZ=None if "motion" in parts else sight.motion_PZ,
+    )
 
 
 def _gradient(
@@ -282,10 +296,12 @@ def _added(one_part: Any, whole: tuple[Any, ...], parts: int) -> tuple[nnx.State
     return gradient, (loss, metrics, by_part.swapaxes(0, 1).reshape(-1, *by_part.shape[2:]))
 
 
-def completion_log_probs(model: VLM, rollout: Rollout | Lessons, config: StepConfig, context_id: int) -> jax.Array:
-    """Log-probs, float32 [P * G, C], of the completions' tokens, each video encoded and each prompt computed once."""
+def completion_log_probs(
+    model: VLM, sight: Sight, rollout: Rollout | Lessons, config: StepConfig, context_id: int
+) -> jax.Array:
+    """Log-probs, float32 [P * G, C], of the completions' tokens, of videos of this sight; a prompt is computed once."""
     P, G, C = rollout.completions_PGC.shape
-    visual_PLD = model.encode(rollout.frames_PFYXC)
+    visual_PLD = model.show(sight)
     prompt_PSD = model.embed(rollout.ids_PS, visual_PLD, context_id)
     completions_PGCD = model.language.embed(rollout.completions_PGC, visual_PLD.dtype)
     hidden_PGCD = model.language.fork(prompt_PSD, rollout.mask_PS, completions_PGCD)

@@ -136,7 +136,8 @@ def log_probs_of(case: Case, *weights: nnx.State) -> np.ndarray:
     @jax.jit
     def ask(weights: tuple[nnx.State, ...], rollout: Rollout) -> jax.Array:
         model = nnx.merge(case.graph, *weights)
-        return completion_log_probs(model, rollout, case.config, case.expected["context_token"])
+        sight = model.look(rollout.frames_PFYXC)
+        return completion_log_probs(model, sight, rollout, case.config, case.expected["context_token"])
 
     return np.asarray(ask(weights, case.rollout))
 

@@ -18,6 +18,7 @@ from vqathinker_jax.flops import count_flops
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.model.config import ModelConfig
+from vqathinker_jax.model.vlm import Sight
 from vqathinker_jax.optim import OptimizerConfig, optimizer, trainable
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.step import Fixed, Rollout, StepConfig, TrainState, completion_log_probs, gradients, update
@@ -118,7 +119,8 @@ def test_log_probs_of_decoding_are_those_of_the_update(sampling: Sampling, dtype
 
     @jax.jit
     def ask(state: nnx.State, said: Rollout) -> jax.Array:
-        return completion_log_probs(nnx.merge(graph, state), said, step, CONTEXT)
+        model = nnx.merge(graph, state)
+        return completion_log_probs(model, model.look(said.frames_PFYXC), said, step, CONTEXT)
 
     found = np.asarray(ask(state, said)).reshape(P, G, C)
     counted = np.arange(C) < made.lengths_PG[..., None]
@@ -127,6 +129,31 @@ def test_log_probs_of_decoding_are_those_of_the_update(sampling: Sampling, dtype
     error = np.abs(found - made.log_probs_PGC)[counted]
     assert error.max() < (1e-4 if dtype == jnp.float32 else 0.5)
     assert error.mean() < (2e-5 if dtype == jnp.float32 else 0.05)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["moving", "frozen"])
+def test_policy_and_reference_look_once_with_the_towers_that_they_share(frozen: bool):
+    graph, moving, still = nnx.split(tiny_model(MOVING), trainable(OptimizerConfig(freeze_vision=frozen)), ...)
+    reference = jax.tree.map(lambda x: 1.1 * x, moving)
+    batch, step = rollout(MOVING, SPREAD_SCORES), replace(CONFIG, loss=LossConfig(beta=0.1))
+    advantages_PG = jnp.asarray(SPREAD_SCORES - SPREAD_SCORES.mean(-1, keepdims=True))
+
+    def ask(moving: Any, fixed: Fixed) -> Any:
+        return gradients(graph, moving, fixed, batch, advantages_PG, step, CONTEXT)[:2]
+
+    def look(weights: tuple[Any, Any], tower: str) -> Any:
+        model = nnx.merge(graph, *weights)
+        known = {"vision": Sight(motion_PZ=jnp.zeros((P, 1))), "motion": Sight(tokens_PLD=jnp.zeros((P, 1, 1)))}
+        return model.look(batch.frames_PFYXC, known[tower])
+
+    own, shared = Fixed(still, (reference, still)), Fixed(still, (reference, None))
+    saved = count_flops(ask, moving, own) - count_flops(ask, moving, shared)
+    towers = ("motion", "vision") if frozen else ("motion",)
+    assert saved == sum(count_flops(lambda *w, tower=tower: look(w, tower), reference, still) for tower in towers)
+    (gradient, loss), (expected, expected_loss) = jax.jit(ask)(moving, shared), jax.jit(ask)(moving, own)
+    # float32, two programs of the same arithmetic.
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), gradient, expected)
 
 
 def test_no_array_holds_every_logit():
@@ -166,7 +193,7 @@ def test_a_shared_prompt_is_less_than_half_the_work_of_plain_rows():
         )
 
         def loss_gradient(moving: Any, still: Any, batch: Rollout, advantages_PG: jax.Array) -> Any:
-            fixed = Fixed(still, (moving, still))
+            fixed = Fixed(still, (moving, None))
             return gradients(graph, moving, fixed, batch, advantages_PG, step, 151667)
 
         return count_flops(loss_gradient, moving, still, batch, real)

@@ -5,7 +5,7 @@ of order (`encode_perturbed`). They fill the prompt's context slots in order: th
 the one motion token.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,19 @@ from vqathinker_jax.sharding import ONE_DEVICE, Layout
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Sight(NamedTuple):
+    """What the towers make of P videos, each None where it is not known (or there is no motion branch).
+
+    tokens_PLD: of the frames, in the language model's width. motion_PZ: SlowFast's features.
+    """
+
+    tokens_PLD: jax.Array | None = None
+    motion_PZ: jax.Array | None = None
+
+
+UNSEEN = Sight()
 
 
 class VLM(nnx.Module):
@@ -50,9 +63,27 @@ class VLM(nnx.Module):
 
         The motion encoder sees the very frames of the vision tower, ImageNet-normalised (a quirk of the reference).
         """
+        return self.show(self.look(frames_PFYXC, out=out), out)
+
+    def look(self, frames_PFYXC: jax.Array, known: Sight = UNSEEN, out: dict[str, Any] | None = None) -> Sight:
+        """What the towers make of the frames; of what is known of it already, nothing is computed again."""
         frames_PFYXC = normalise(frames_PFYXC).astype(self.dtype)
-        tokens_PLD = self._vision_tokens(frames_PFYXC, out)
-        return self._with_motion(tokens_PLD, frames_PFYXC, out)
+        tokens_PLD, motion_PZ = known
+        if tokens_PLD is None:
+            tokens_PLD = self._vision_tokens(frames_PFYXC, out)
+        if motion_PZ is None:
+            motion_PZ = self._motion_features(frames_PFYXC, out)
+        return Sight(tokens_PLD, motion_PZ)
+
+    def show(self, sight: Sight, out: dict[str, Any] | None = None) -> jax.Array:
+        """What the language model is shown of it: visual tokens [P, F * L (+ 1 motion), D]."""
+        assert sight.tokens_PLD is not None
+        if self.motion_projector is None or sight.motion_PZ is None:
+            return sight.tokens_PLD
+        token_PD = self.motion_projector(sight.motion_PZ)
+        if out is not None:
+            out["motion.token"] = token_PD
+        return jnp.concatenate([sight.tokens_PLD, token_PD[:, None]], axis=1)
 
     def encode_perturbed(
         self, frames_PFYXC: jax.Array, visual_PLD: jax.Array, order_PF: jax.Array, blank_PF: jax.Array
@@ -68,7 +99,8 @@ class VLM(nnx.Module):
         tokens_PFLD = visual_PLD[:, : F * len(blank_LD)].reshape(P, F, *blank_LD.shape)
         tokens_PFLD = _reordered(tokens_PFLD, order_PF, blank_PF, blank_LD)
         frames_PFYXC = _reordered(frames_PFYXC, order_PF, blank_PF, jnp.zeros((), self.dtype))
-        return self._with_motion(tokens_PFLD.reshape(P, -1, visual_PLD.shape[-1]), frames_PFYXC, None)
+        tokens_PLD = tokens_PFLD.reshape(P, -1, visual_PLD.shape[-1])
+        return self.show(Sight(tokens_PLD, self._motion_features(frames_PFYXC, None)))
 
     def _vision_tokens(self, frames_PFYXC: jax.Array, out: dict[str, Any] | None) -> jax.Array:
         P, F, Y, X, C = frames_PFYXC.shape
@@ -79,14 +111,13 @@ class VLM(nnx.Module):
             out["projector"] = tokens_FLD
         return self.layout.rows(tokens_FLD.reshape(P, -1, tokens_FLD.shape[-1]))
 
-    def _with_motion(self, tokens_PLD: jax.Array, frames_PFYXC: jax.Array, out: dict[str, Any] | None) -> jax.Array:
-        if self.motion is None or self.motion_projector is None:
-            return tokens_PLD
+    def _motion_features(self, frames_PFYXC: jax.Array, out: dict[str, Any] | None) -> jax.Array | None:
+        if self.motion is None:
+            return None
         motion_PZ = self.layout.rows(self.motion(frames_PFYXC, out))
-        token_PD = self.motion_projector(motion_PZ)
         if out is not None:
-            out |= {"motion.features": motion_PZ, "motion.token": token_PD}
-        return jnp.concatenate([tokens_PLD, token_PD[:, None]], axis=1)
+            out["motion.features"] = motion_PZ
+        return motion_PZ
 
     def embed(self, ids_PS: jax.Array, visual_PLD: jax.Array, context_id: int) -> jax.Array:
         """Prompt ids to [P, S, D] embeddings with the context slots filled, in order, by the visual tokens.

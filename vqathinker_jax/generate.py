@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from vqathinker_jax.model.language import PromptCache
-from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.model.vlm import UNSEEN, VLM, Sight
 from vqathinker_jax.records import InputError
 from vqathinker_jax.sharding import local_rows
 
@@ -66,20 +66,28 @@ class Decoding(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("graph",))
+def look(graph: nnx.GraphDef[VLM], state: nnx.State, frames_PFYXC: jax.Array | np.ndarray) -> Sight:
+    """What the towers make of videos; see `VLM.look`."""
+    return nnx.merge(graph, state).look(jnp.asarray(frames_PFYXC))
+
+
+@partial(jax.jit, static_argnames=("graph",))
 def encode(
     graph: nnx.GraphDef[VLM],
     state: nnx.State,
     frames_PFYXC: jax.Array | np.ndarray,
     order_PF: jax.Array | None = None,
     blank_PF: jax.Array | None = None,
+    sight: Sight = UNSEEN,
 ) -> jax.Array:
     """Videos to their visual tokens [P, L, D], once whatever is then asked about them; see `VLM.encode`.
 
-    With an order (int) and blanks (bool) of the frames, [2 P, L, D]: each video, then its copy out of order.
+    sight: what is known of them. With an order (int) and blanks (bool) of the frames, [2 P, L, D]: each video, then its
+    copy out of order.
     """
     model = nnx.merge(graph, state)
     frames_PFYXC = jnp.asarray(frames_PFYXC)
-    visual_PLD = model.encode(frames_PFYXC)
+    visual_PLD = model.show(model.look(frames_PFYXC, sight))
     if order_PF is None or blank_PF is None:
         return visual_PLD
     moved_PLD = model.encode_perturbed(frames_PFYXC, visual_PLD, order_PF, blank_PF)

@@ -19,13 +19,13 @@ from vqathinker_jax.generate import Decoding, begin, decode, encode, prefill
 from vqathinker_jax.model.adapter import adapt
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.language import PromptCache
-from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.model.vlm import VLM, Sight
 from vqathinker_jax.optim import memory_places, optimizer
 from vqathinker_jax.policy import divide, reference_places
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import Layout, shardings, specification
-from vqathinker_jax.step import Fixed, Rollout, TrainState, completion_log_probs, update
+from vqathinker_jax.step import Fixed, Rollout, TrainState, completion_log_probs, seen_by_still, update
 
 TEXT_TOKENS = 384
 """Room for the words of a prompt, beside what stands for frames."""
@@ -118,7 +118,9 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
         C - 1,
     )
 
-    batch = _rollout(here, config, P, S)
+    features = here((P, model.motion.features), arithmetic, "rows", None) if model.motion else None
+    sight = Sight(here((P, F * model.tokens_per_frame(size), D), arithmetic, "rows", None, None), features)
+    batch = _rollout(here, config, P, S)._replace(sight=seen_by_still(sight, moving))
     part = _rollout(here, config, P // config.micro_batches, S)
 
     def ask(state: nnx.State, part: Rollout) -> jax.Array:

@@ -12,9 +12,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -22,9 +23,9 @@ from jax.sharding import Mesh
 from vqathinker_jax.data import prompt
 from vqathinker_jax.data.manifest import Row
 from vqathinker_jax.data.pipeline import Batch
-from vqathinker_jax.generate import Completions, Sampling, encode, generate
+from vqathinker_jax.generate import Completions, Sampling, encode, generate, look
 from vqathinker_jax.model.config import ModelConfig
-from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.model.vlm import VLM, Sight
 from vqathinker_jax.parse import Reading, parse_rollout
 from vqathinker_jax.processes import exchange
 from vqathinker_jax.records import Answer, InputError
@@ -166,7 +167,7 @@ def roll_out(
     clock: Clock,
     progress: Callable[[int], None] = lambda written: None,
 ) -> Drawn:
-    """Draw and read completions of a batch under the policy's weights.
+    """Draw and read completions of a batch under the policy's weights. The rollout's sight is whole.
 
     key: seeds the draws. seeds: of what stands in for unreadable numbers, with `random_fallback` only. clock: gains the
     seconds of encode, rollout and reward. progress: told the number of tokens written so far.
@@ -176,11 +177,12 @@ def roll_out(
     disorder = () if batch.order_PF is None or batch.blank_PF is None else (batch.order_PF, batch.blank_PF)
     copies = 2 if disorder else 1
 
-    made = []
+    made, sights = [], []
     for part, part_key in enumerate(jax.random.split(key, parts)):
         with clock("encode"):
             shown = put_videos([x[part::parts] for x in (batch.frames_PFYXC, *disorder)], mesh)
-            visual_PLD = jax.block_until_ready(encode(graph, state, *shown))
+            sights.append(look(graph, state, shown[0]))
+            visual_PLD = jax.block_until_ready(encode(graph, state, *shown, sight=sights[-1]))
         with clock("rollout"):
             ids_QS, mask_QS = put_videos([np.repeat(x[part::parts], copies, axis=0) for x in (ids_PS, mask_PS)], mesh)
             # A video's own draws are the same ones with and without its copy.
@@ -208,7 +210,13 @@ def roll_out(
         said = straight.ids_PGC[:, :, :room], straight.lengths_PG, straight.stopped_PG
         read = _ratings(readings_PG), batch.mos_P, perturbed[0] if perturbed else None
         rollout = Rollout(*put_videos((batch.frames_PFYXC, ids_PS, mask_PS, *said, *read), mesh))
-    return Drawn(rollout, texts_PG, readings_PG)
+    return Drawn(rollout._replace(sight=_seen_whole(sights)), texts_PG, readings_PG)
+
+
+@jax.jit
+def _seen_whole(sights: list[Sight]) -> Sight:
+    """The sight of all parts' videos, in the order of the batch."""
+    return jax.tree.map(lambda *parts: jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:]), *sights)
 
 
 def _joined(made: list[Completions], copy: int, copies: int) -> Completions:
@@ -242,12 +250,14 @@ def _read(
 def _ratings(readings_PG: list[list[Reading]]) -> Ratings:
     parsed_PG = [[reading.parsed for reading in readings_G] for readings_G in readings_PG]
     scores_PG = [[p.score if isinstance(p, Answer) else 0.0 for p in parsed_G] for parsed_G in parsed_PG]
-    return Ratings(
-        scores_PG=np.array(scores_PG, np.float32),  # pyright: ignore[reportArgumentType]
-        valid_PG=np.array([[isinstance(p, Answer) for p in parsed_G] for parsed_G in parsed_PG]),  # pyright: ignore[reportArgumentType]
-        decimals_PG=np.array([[reading.decimals for reading in readings_G] for readings_G in readings_PG], np.int32),  # pyright: ignore[reportArgumentType]
-        formatted_PG=np.array([[reading.formatted for reading in readings_G] for readings_G in readings_PG]),  # pyright: ignore[reportArgumentType]
-    )
+    # Still on the host: `put_videos` lays them out.
+    on_host: dict[str, Any] = {
+        "scores_PG": np.array(scores_PG, np.float32),
+        "valid_PG": np.array([[isinstance(p, Answer) for p in parsed_G] for parsed_G in parsed_PG]),
+        "decimals_PG": np.array([[reading.decimals for reading in readings_G] for readings_G in readings_PG], np.int32),
+        "formatted_PG": np.array([[reading.formatted for reading in readings_G] for readings_G in readings_PG]),
+    }
+    return Ratings(**on_host)
 
 
 def _room(longest: int, most: int) -> int:

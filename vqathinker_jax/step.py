@@ -49,7 +49,7 @@ class Rollout(NamedTuple):
     frames_PFYXC: uint8, or floats already normalised. ids_PS, mask_PS: left-padded prompts. completions_PGC: int32,
     anything after lengths_PG tokens. stopped_PG: False where a completion was cut off. perturbed: ratings of as many
     completions about perturbed copies, or None. old_log_probs_PGC: of the policy that drew them, or None where that is
-    the present one.
+    the present one. sight: what is known of the videos, by weights that do not move.
     """
 
     frames_PFYXC: jax.Array
@@ -62,6 +62,7 @@ class Rollout(NamedTuple):
     mos_P: jax.Array
     perturbed: Ratings | None = None
     old_log_probs_PGC: jax.Array | None = None
+    sight: Sight = UNSEEN
 
 
 class Lessons(NamedTuple):
@@ -218,13 +219,13 @@ def gradients(
     def total(moving: nnx.State, part: Rollout, advantages_PG: jax.Array) -> tuple[jax.Array, Any]:
         ask = partial(completion_log_probs, rollout=part, config=config, context_id=context_id)
         policy = nnx.merge(graph, moving, fixed.still)
-        sight = policy.look(part.frames_PFYXC)
+        sight = policy.look(part.frames_PFYXC, part.sight)
         log_probs_BC = ask(policy, sight)
         reference_BC = None
         if config.loss.beta and fixed.reference is not None:
             former, still = fixed.reference
             reference = nnx.merge(graph, near_but_layers(former), fixed.still if still is None else still)
-            known = _seen_by_still(sight, moving) if still is None else UNSEEN
+            known = seen_by_still(sight, moving) if still is None else UNSEEN
             reference_BC = jax.lax.stop_gradient(ask(reference, reference.look(part.frames_PFYXC, known)))
         experience = Experience(
             advantages_B=advantages_PG.reshape(-1),
@@ -240,7 +241,7 @@ def gradients(
     return _gradient(total, moving, (rollout, advantages_PG), config.micro_batches, layout)
 
 
-def _seen_by_still(sight: Sight, moving: nnx.State) -> Sight:
+def seen_by_still(sight: Sight, moving: nnx.State) -> Sight:
     """The part of a sight that comes of weights which do not move."""
     parts = {path[0] for path, _ in nnx.to_flat_state(moving)}
     return Sight(

@@ -33,7 +33,7 @@ from vqathinker_jax.records import Answer, InputError
 from vqathinker_jax.rollout import Clock, Drawn, Prompts, roll_out
 from vqathinker_jax.savepoint import Savepoint, Savepoints
 from vqathinker_jax.sharding import check_spread, local_rows, make_mesh, share_of_videos
-from vqathinker_jax.step import Fixed, imitate, update
+from vqathinker_jax.step import Fixed, imitate, seen_by_still, update
 
 
 class NotFiniteError(ArithmeticError):
@@ -136,6 +136,7 @@ def one_step(
     graph, state, fixed = policy.graph, policy.state, policy.fixed
     draws = {"key": jax.random.fold_in(jax.random.key(config.seed), step), "seeds": (config.seed, step)}
     drawn = roll_out(graph, policy.acting, batch, prompts, config.rollout, policy.mesh, **draws, clock=clock)
+    drawn = drawn._replace(rollout=drawn.rollout._replace(sight=seen_by_still(drawn.rollout.sight, state.moving)))
     rollout, taken = drawn.rollout, []
     asked = {"optimizer": policy.optimizer, "config": config.step, "context_id": prompts.special.context}
     with clock("update"):

@@ -22,6 +22,7 @@ from vqathinker_jax.checkpoint import arrays
 ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "vqathinker_jax" / "assets" / "clips"
 STEPS = 6
+RATE = 1e-5
 SMALLER = {
     "--data.batch-size": 4,
     "--data.epochs": STEPS,
@@ -32,6 +33,9 @@ SMALLER = {
     "--save-every": 1,
     "--samples-every": 1,
     "--loss.beta": 0,
+    # Adam's first steps are of this size whatever the gradient's: where that is rounding alone, they have any sign, and
+    # runs of other process counts part by as much.
+    "--optimizer.learning-rate": RATE,
 }
 
 
@@ -145,5 +149,5 @@ def test_a_run_of_two_then_four_then_one_process_is_that_of_one(started: list[st
         )
     expected = arrays(open_model(alone / "model"))
     for name, array in arrays(open_model(changing / "model")).items():
-        # Six steps of 1e-4 at most; where a gradient is rounding alone, Adam's step has any sign.
-        np.testing.assert_allclose(array, expected[name], atol=1e-4, err_msg=name)
+        # Six steps of the rate at most; where a gradient is rounding alone, Adam's step has any sign.
+        np.testing.assert_allclose(array, expected[name], atol=RATE, err_msg=name)

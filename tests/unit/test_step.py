@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,13 +16,22 @@ from tests.models import CONTEXT, MOVING, PAD, PLAIN, STOP, tiny_frames, tiny_mo
 from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.flops import count_flops
-from vqathinker_jax.generate import Sampling, encode, generate
+from vqathinker_jax.generate import Sampling, encode, generate, look
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import Sight
 from vqathinker_jax.optim import OptimizerConfig, optimizer, trainable
 from vqathinker_jax.rewards import Ratings
-from vqathinker_jax.step import Fixed, Rollout, StepConfig, TrainState, completion_log_probs, gradients, update
+from vqathinker_jax.step import (
+    Fixed,
+    Rollout,
+    StepConfig,
+    TrainState,
+    completion_log_probs,
+    gradients,
+    seen_by_still,
+    update,
+)
 
 P, G, C = 2, 4, 12
 CONFIG = StepConfig(loss=LossConfig(beta=0.0), chunk=4, max_tokens=C)
@@ -132,28 +142,34 @@ def test_log_probs_of_decoding_are_those_of_the_update(sampling: Sampling, dtype
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["moving", "frozen"])
-def test_policy_and_reference_look_once_with_the_towers_that_they_share(frozen: bool):
+def test_towers_that_do_not_move_see_a_video_once(frozen: bool):
     graph, moving, still = nnx.split(tiny_model(MOVING), trainable(OptimizerConfig(freeze_vision=frozen)), ...)
     reference = jax.tree.map(lambda x: 1.1 * x, moving)
     batch, step = rollout(MOVING, SPREAD_SCORES), replace(CONFIG, loss=LossConfig(beta=0.1))
     advantages_PG = jnp.asarray(SPREAD_SCORES - SPREAD_SCORES.mean(-1, keepdims=True))
 
-    def ask(moving: Any, fixed: Fixed) -> Any:
+    def ask(moving: Any, fixed: Fixed, batch: Rollout) -> Any:
         return gradients(graph, moving, fixed, batch, advantages_PG, step, CONTEXT)[:2]
 
-    def look(weights: tuple[Any, Any], tower: str) -> Any:
+    def only(tower: str, *weights: Any) -> Any:
         model = nnx.merge(graph, *weights)
         known = {"vision": Sight(motion_PZ=jnp.zeros((P, 1))), "motion": Sight(tokens_PLD=jnp.zeros((P, 1, 1)))}
         return model.look(batch.frames_PFYXC, known[tower])
 
     own, shared = Fixed(still, (reference, still)), Fixed(still, (reference, None))
-    saved = count_flops(ask, moving, own) - count_flops(ask, moving, shared)
+    seen = batch._replace(sight=seen_by_still(look(graph, nnx.merge_state(moving, still), batch.frames_PFYXC), moving))
+    apart, once, never = (
+        count_flops(ask, *a) for a in ((moving, own, batch), (moving, shared, batch), (moving, shared, seen))
+    )
     towers = ("motion", "vision") if frozen else ("motion",)
-    assert saved == sum(count_flops(lambda *w, tower=tower: look(w, tower), reference, still) for tower in towers)
-    (gradient, loss), (expected, expected_loss) = jax.jit(ask)(moving, shared), jax.jit(ask)(moving, own)
-    # float32, two programs of the same arithmetic.
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), gradient, expected)
+    tower = sum(count_flops(partial(only, tower), reference, still) for tower in towers)
+    assert (apart - once, once - never) == (tower, tower)
+    expected, expected_loss = jax.jit(ask)(moving, own, batch)
+    for rollout_seen in batch, seen:
+        gradient, loss = jax.jit(ask)(moving, shared, rollout_seen)
+        # float32, programs of the same arithmetic.
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), gradient, expected)
 
 
 def test_no_array_holds_every_logit():

@@ -5,13 +5,15 @@ figures. Synthetic videos are written; a tiny model is made for each seed, taugh
 whose words are true and whose ratings are poor, and then trained by GRPO; each is measured on scenes that training did
 not see. The control does the same from the first seed's warm start with ratings that belong to other videos.
 
-What was stopped goes on where it was. Each process has a core; what is in the folder of the work is not made again.
+What was stopped goes on where it was. Each process has a core; what is in the folder of the work is not made again, so
+that `--ablations` can follow. The summary tells how long it took if it was done in one go.
 """
 
 import json
 import multiprocessing
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,14 +26,13 @@ import tyro
 from configs import learn_small, learn_tiny
 from tools.curves import DRAWN, write_figures
 from tools.responses import write_lessons
+from tools.summary import CONTROL, STAGES, effort, summarise
 from tools.tiny_model import SMALL, TINY
 from vqathinker_jax.data.synthetic import SyntheticConfig, read_truth, write_set
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import RewardConfig
 
 SHUFFLED = "train_shuffled.jsonl"
-STAGES = ("warm_start", "grpo")
-CONTROL = "shuffled_reward"
 ABLATIONS = {
     "without_ranking": RewardConfig(ranking=0.0),
     "without_regression": RewardConfig(regression=0.0),
@@ -43,6 +44,8 @@ TYPICAL = 100
 """Clips that the first filters are scaled by."""
 BATCH = 32
 """Pictures a step of learning to see."""
+TOOK = "took.json"
+"""In the folder of the work: how long the whole of it took, and where."""
 RECIPES = {"tiny": (TINY, 2e-3, learn_tiny), "small": (SMALL, 3e-4, learn_small)}
 """How large the model is, the rate at which it learns to see, and the module with `warm_start` and `config`."""
 
@@ -94,6 +97,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Do what is missing, and write the results."""
+    began, fresh = time.monotonic(), not options.work.exists()
     spawn = multiprocessing.get_context("spawn")
     write_videos(options)
     taken = spawn.Value("i", 0)
@@ -107,7 +111,10 @@ def main(options: Options) -> None:
             for name, rewards in ABLATIONS.items():
                 others[name] = pool.submit(run_variant, options, name, "train.jsonl", rewards)
         measured = [run.result() for run in runs]
-        write_results(options, measured, {name: other.result() for name, other in others.items()})
+        measured_others = {name: other.result() for name, other in others.items()}
+    if fresh:
+        _write_json(options.work / TOOK, effort(time.monotonic() - began, options.processes, options.ablations))
+    write_results(options, measured, measured_others)
 
 
 def write_videos(options: Options) -> None:
@@ -158,29 +165,19 @@ def run_variant(options: Options, name: str, manifest: str, rewards: RewardConfi
 
 def write_results(options: Options, measured: list[dict[str, Any]], others: dict[str, dict[str, Any]]) -> None:
     """Write the summary, the curves, and the figures drawn from them."""
-    summary: dict[str, Any] = {
-        stage: {
-            "in_domain_srcc": [each[stage]["in_domain"]["srcc"][0] for each in measured],
-            "out_of_domain_srcc": [each[stage]["out_of_domain"]["srcc"][0] for each in measured],
-            "in_domain_plcc": [each[stage]["in_domain"]["plcc"][0] for each in measured],
-            "format_rate": [each[stage]["in_domain"]["format_rate"] for each in measured],
-            "temporal_pair_rate": [each[stage]["temporal"]["above"] for each in measured],
-        }
-        for stage in STAGES
-    }
-    summary["blank_frames_srcc"] = [each["grpo"]["blank_frames"][0] for each in measured]
-    summary["shuffled_reward_srcc"] = [others[CONTROL]["in_domain"]["srcc"][0]]
-    summary["details"] = {"seeds": measured, **others}
+    took = options.work / TOOK
+    summary = json.loads(took.read_text(encoding="utf-8")) if took.exists() else {}
+    summary |= summarise(measured, others)
     options.results.mkdir(parents=True, exist_ok=True)
     _write_json(options.results / "summary.json", summary)
     runs = {f"seed {seed}": _home(options, seed) for seed in range(options.seeds)}
-    curves = {
-        "warm_start": {name: _curves(home / "warm_start") for name, home in runs.items()},
-        "grpo": {name: _curves(home / "grpo") for name, home in runs.items()}
-        | {name.replace("_", " "): _curves(options.work / name) for name in others},
-    }
-    _write_json(options.results / "curves.json", curves, indent=None)
+    curves = {stage: {name: _curves(home / stage) for name, home in runs.items()} for stage in STAGES}
+    curves["grpo"][CONTROL.replace("_", " ")] = _curves(options.work / CONTROL)
     write_figures(options.results, curves, summary)
+    # Not drawn, for they would hide the others.
+    ablations = {name: options.work / name / ("grpo" if name == DEAF else "") for name in others if name != CONTROL}
+    curves["grpo"] |= {name.replace("_", " "): _curves(home) for name, home in ablations.items()}
+    _write_json(options.results / "curves.json", curves, indent=None)
     shown = {stage: summary[stage] for stage in STAGES}
     controls = {name: summary[name] for name in ("blank_frames_srcc", "shuffled_reward_srcc")}
     print(json.dumps(shown | controls, indent=1))

@@ -2,6 +2,8 @@
 
 The words are true. The rating is not: it is drawn about a point that follows the truth only a little of the way, with
 noise as wide as the scale allows, so that what a warm-started model rates well is left for the reinforcement to find.
+It is told in quarters, for those few the reinforcement can all try out: where every second decimal is as likely as the
+next, it learns the first digit, and the rest stays one habit.
 """
 
 import json
@@ -18,13 +20,15 @@ SLOTS = {"Detail": "detail", "Light": "light", "Colour": "colour", "Grain": "gra
 FINE = "fine"
 FOLLOWS, NOISE = 0.3, 1.0
 """Of the true rating's distance to 3, how much the taught one keeps; and the deviation of its noise."""
+COARSE = 0.25
+"""What taught ratings are whole multiples of."""
 
 
 def response(truth: Truth, rng: np.random.Generator) -> str:
     """The reasoning and a rating to two decimals, in the form that training asks for."""
     said = [f"{name} {_look(truth, aspect)}." for name, aspect in SLOTS.items()]
     rating = np.clip(3 + FOLLOWS * (truth.true_mos - 3) + NOISE * rng.standard_normal(), 1, 5)
-    return f"<think>{' '.join(said)}</think><answer>{rating:.2f}</answer>"
+    return f"<think>{' '.join(said)}</think><answer>{COARSE * round(rating / COARSE):.2f}</answer>"
 
 
 def _look(truth: Truth, aspect: str) -> str:

@@ -19,10 +19,11 @@ from configs.learn_tiny import config
 from convert.load import open_config, open_model
 from tools import see
 from tools.curves import PANELS, write_figures
-from tools.learn import ABLATIONS, CONTROL, RECIPES, Options, _write_deaf, write_results
+from tools.learn import ABLATIONS, DEAF, RECIPES, TOOK, Options, _write_deaf, write_results
 from tools.measure import UNRATED, read
-from tools.responses import SLOTS, response, write_lessons
+from tools.responses import COARSE, SLOTS, response, write_lessons
 from tools.see import SEEN, _amount, disorder
+from tools.summary import CONTROL, STAGES, effort
 from tools.tiny_model import fresh, settings, write_weights, write_words
 from tools.tiny_motion import measure_change
 from vqathinker_jax.checkpoint import arrays
@@ -61,6 +62,7 @@ def test_taught_ratings_follow_the_truth_a_little_and_no_more():
     taught = [parse_score(response(each, rng)) for each in truths]
     ratings = [each.score for each in taught if isinstance(each, Answer)]
     assert len(ratings) == len(truths)
+    assert all(rating % COARSE == 0 for rating in ratings)
     assert 0.15 < spearmanr(ratings, [each.true_mos for each in truths])[0] < 0.45
 
 
@@ -161,7 +163,7 @@ def test_figures_are_well_formed(tmp_path: Path):
 def test_the_summary_holds_lists_over_seeds_and_the_controls(tmp_path: Path):
     """Two seeds, by metrics and measurements as their runs leave them."""
     options = Options(work=tmp_path / "work", results=tmp_path / "results", seeds=2)
-    for run in ("seed0/warm_start", "seed0/grpo", "seed1/warm_start", "seed1/grpo", CONTROL):
+    for run in ("seed0/warm_start", "seed0/grpo", "seed1/warm_start", "seed1/grpo", CONTROL, f"{DEAF}/grpo"):
         (options.work / run).mkdir(parents=True)
         (options.work / run / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": 1 / 3, "tokens": 9}) + "\n")
 
@@ -170,17 +172,22 @@ def test_the_summary_holds_lists_over_seeds_and_the_controls(tmp_path: Path):
         return {"in_domain": split, "out_of_domain": split, "temporal": {"above": 0.75}, "blank_frames": [0.01, 0, 0]}
 
     seeds = [
-        {stage: measured(seed + found) for stage, found in (("warm_start", 0.3), ("grpo", 0.8))} for seed in (0, 1)
+        {stage: measured(seed + found) for stage, found in zip(STAGES, (0.3, 0.8), strict=True)} for seed in (0, 1)
     ]
-    write_results(options, seeds, {CONTROL: measured(0.2)})
+    (options.work / TOOK).write_text(json.dumps(effort(150.0, 2, ablations=False)))
+    write_results(options, seeds, {CONTROL: measured(0.2), DEAF: measured(0.6)})
     summary = json.loads((options.results / "summary.json").read_text())
     assert summary["warm_start"]["in_domain_srcc"] == [0.3, 1.3]
     assert summary["grpo"]["out_of_domain_srcc"] == [0.8, 1.8]
     assert summary["grpo"]["temporal_pair_rate"] == [0.75, 0.75]
     assert summary["blank_frames_srcc"] == [0.01, 0.01]
     assert summary["shuffled_reward_srcc"] == [0.2]
+    assert summary["minutes"] == 2.5
+    assert summary["machine"].startswith("2 processes on ")
     curves = json.loads((options.results / "curves.json").read_text())
     assert curves["grpo"]["shuffled reward"] == [{"step": 0, "loss": 0.3333}]
+    assert set(curves["grpo"]) == {"seed 0", "seed 1", "shuffled reward", "without motion token"}
+    assert "without motion token" not in (tmp_path / "results" / "grpo.svg").read_text()
 
 
 def test_each_ablation_leaves_one_reward_out():

@@ -29,7 +29,7 @@ config = TrainConfig(
         question="scoring",
         perturb=True,
     ),
-    steps=100,
+    steps=150,
     rollout=RolloutConfig(completions=8, max_new_tokens=40, top_k=0, trailing_zeros=True),
     rewards=RewardConfig(),
     loss=LossConfig(beta=0.1, scale_advantages=False),
@@ -45,7 +45,7 @@ warm_start = replace(
     stage="sft",
     checkpoint="runs/learn/seed0/seeing",
     data=replace(config.data, manifests="runs/learn/seed0/lessons.jsonl", batch_size=4, perturb=False),
-    steps=800,
+    steps=1200,
     optimizer=replace(config.optimizer, beta2=0.999),
     save_every=500,
 )

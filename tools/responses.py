@@ -18,7 +18,7 @@ from vqathinker_jax.data.synthetic import Truth
 SLOTS = {"Detail": "detail", "Light": "light", "Colour": "colour", "Grain": "grain", "Motion": "time"}
 """The aspects of `distortions.KINDS`, each with its name in the text."""
 FINE = "fine"
-FOLLOWS, NOISE = 0.3, 1.0
+FOLLOWS, NOISE = 0.1, 1.0
 """Of the true rating's distance to 3, how much the taught one keeps; and the deviation of its noise."""
 COARSE = 0.25
 """What taught ratings are whole multiples of."""

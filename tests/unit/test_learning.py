@@ -63,7 +63,7 @@ def test_taught_ratings_follow_the_truth_a_little_and_no_more():
     ratings = [each.score for each in taught if isinstance(each, Answer)]
     assert len(ratings) == len(truths)
     assert all(rating % COARSE == 0 for rating in ratings)
-    assert 0.15 < spearmanr(ratings, [each.true_mos for each in truths])[0] < 0.45
+    assert 0.03 < spearmanr(ratings, [each.true_mos for each in truths])[0] < 0.2
 
 
 def test_lessons_are_the_manifests_lines_with_a_response(tmp_path: Path):

@@ -6,6 +6,8 @@
 
 The rewards are the paper's but for two things: a batch is ranked as a whole, which is dense where a rating is still far
 from right, and a written 3.50 counts as two decimals, without which every tenth rating is punished for its last digit.
+Training for minutes takes large steps; the KL weight is what keeps the words true and the ratings many meanwhile (0.03
+ended at SRCC 0.74 in domain, 0.1 at 0.79, 0.2 at 0.82).
 """
 
 from dataclasses import replace
@@ -29,10 +31,10 @@ config = TrainConfig(
         question="scoring",
         perturb=True,
     ),
-    steps=150,
+    steps=130,
     rollout=RolloutConfig(completions=8, max_new_tokens=40, top_k=0, trailing_zeros=True),
     rewards=RewardConfig(),
-    loss=LossConfig(beta=0.1, scale_advantages=False),
+    loss=LossConfig(beta=0.2, scale_advantages=False),
     optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.98, freeze_vision=True),
     save_every=50,
     keep=1,

@@ -70,7 +70,7 @@ class Options:
     """Videos to train on."""
     held_out: int = 200
     """Videos of each held-out split."""
-    seeing: int = 1600
+    seeing: int = 2000
     """Steps of learning to see."""
     warm_start: int | None = None
     """Steps of the supervised stage; None, as the recipe says."""

@@ -93,7 +93,8 @@ def divide(
 
 
 def reference_places(moving: nnx.State, mesh: Mesh, config: TrainConfig) -> Any:
-    """Where the reference policy's own weights lie: as the policy's do, or in the memory of the same devices' hosts."""
+    """Where the reference policy's own weights lie: as the policy's do, or the matrices of layers, which are next to
+    all of them, in the memory of the same devices' hosts."""
     places = shardings(moving, mesh)
     if config.reference.memory == "device":
         return places
@@ -103,7 +104,9 @@ def reference_places(moving: nnx.State, mesh: Mesh, config: TrainConfig) -> Any:
         spec = place.spec if isinstance(place, NamedSharding) else PartitionSpec()
         return NamedSharding(mesh, spec, memory_kind="pinned_host")
 
-    return jax.tree.map(on_host, places)
+    # libtpu slices no norm and no bias out of a stack that waits there.
+    matrices, others = nnx.split_state(places, lambda path, _: {"layers", "kernel"} <= set(path), ...)
+    return nnx.merge_state(jax.tree.map(on_host, matrices), others)
 
 
 def follow(policy: Policy, config: TrainConfig, done: int) -> Policy:

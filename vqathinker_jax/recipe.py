@@ -25,7 +25,7 @@ class ReferenceConfig:
     mix: float = 1.0
     """How far it then moves: 1 makes it the policy; with every 1, less than 1 makes it a moving average."""
     memory: Literal["device", "host"] = "device"
-    """Where its weights wait: on the host they take none of the device's memory, and come to it a layer at a time."""
+    """Where its layers' matrices wait: on the host they take none of the device's memory, and come layer by layer."""
 
     def __post_init__(self):
         if self.every < 0 or not 0 < self.mix <= 1:

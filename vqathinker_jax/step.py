@@ -18,7 +18,6 @@ import optax
 from flax import nnx
 
 from vqathinker_jax.grpo import Experience, LossConfig, Mean, advantages, log_probs, policy_loss
-from vqathinker_jax.model.layers import near_but_layers
 from vqathinker_jax.model.vlm import UNSEEN, VLM, Sight
 from vqathinker_jax.optim import memory_places
 from vqathinker_jax.records import check_divides
@@ -224,7 +223,7 @@ def gradients(
         reference_BC = None
         if config.loss.beta and fixed.reference is not None:
             former, still = fixed.reference
-            reference = nnx.merge(graph, near_but_layers(former), fixed.still if still is None else still)
+            reference = nnx.merge(graph, former, fixed.still if still is None else still)
             known = seen_by_still(sight, moving) if still is None else UNSEEN
             reference_BC = jax.lax.stop_gradient(ask(reference, reference.look(part.frames_PFYXC, known)))
         experience = Experience(

@@ -16,6 +16,15 @@ from vqathinker_jax.records import InputError
 
 ROOT = Path(run.__file__).parent
 RECIPE = str(ROOT / "configs" / "tiny_cpu.py")
+WAITING = """
+from dataclasses import replace
+
+from configs.tiny_cpu import config as tiny
+from vqathinker_jax.recipe import ReferenceConfig
+
+config = replace(tiny, reference=ReferenceConfig(memory="host"))
+"""
+"""The same, its reference policy in the hosts' memory."""
 LIBTPU = ROOT / ".venv" / "libtpu"
 
 
@@ -61,9 +70,11 @@ def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("target", ["cpu:2", "v5e:1x2"])
 def test_every_phase_of_the_demonstration_is_planned(
-    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("sys.argv", ["run.py", "plan", RECIPE, "--topology", target, "--quick", "--json"])
+    (tmp_path / "recipe.py").write_text(WAITING)
+    recipe = str(tmp_path / "recipe.py")
+    monkeypatch.setattr("sys.argv", ["run.py", "plan", recipe, "--topology", target, "--quick", "--json"])
     assert run.main() == 0
     plan = json.loads(capsys.readouterr().out)
     rows = {row["phase"]: row for row in plan["rows"]}

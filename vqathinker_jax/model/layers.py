@@ -141,15 +141,9 @@ def fold(
 
 
 def near(state: nnx.State) -> nnx.State:
-    """Weights in the device's memory: those that wait in the host's are brought, and no others are touched."""
+    """A layer's weights in the device's memory: those that wait in the host's are brought, and no others touched."""
     device = jax.memory.Space.Device
     return jax.tree.map(lambda x: x if jax.typeof(x).memory_space == device else jax.device_put(x, device), state)
-
-
-def near_but_layers(state: nnx.State) -> nnx.State:
-    """A model's weights, those outside of its layers `near`; `fold` brings the layers, one at a time."""
-    layers, others = nnx.split_state(state, lambda path, _: "layers" in path, ...)
-    return nnx.merge_state(layers, near(others))
 
 
 def _applied(graph: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], remat: bool) -> Callable:

@@ -40,10 +40,10 @@ class Question:
     only: tuple[str, ...] = ()
 
 
-def chips(count: int, copies: int = 1) -> Callable[[TrainConfig], TrainConfig]:
-    """One video a chip, on so many copies of the model."""
+def chips(count: int, copies: int = 1, **changes: Any) -> Callable[[TrainConfig], TrainConfig]:
+    """One video a chip, on so many copies of the model, and other settings."""
     return lambda config: replace(
-        config, data=replace(config.data, batch_size=count), mesh=MeshConfig(data=copies, fsdp=-1)
+        config, data=replace(config.data, batch_size=count), mesh=MeshConfig(data=copies, fsdp=-1), **changes
     )
 
 
@@ -61,12 +61,15 @@ RECIPES = {
     "lora_8b_h200": Question("lora_8b_h200", "h200:1", "8B"),
     "grpo_38b_v5p_64": Question("grpo_38b_v5p_64", "v5p:2x4x4", "38B"),
 }
+SAVING = {"optimizer": OptimizerConfig(moments="bfloat16"), "reference": ReferenceConfig(memory="host")}
+"""With which 16 chips have room for a video each."""
 SCALING = {
-    f"scaling_{name}": Question("grpo_8b_v5e_64", f"v5e:{shape}", "8B", chips(count, copies), STEP)
-    for name, shape, count, copies in (
-        ("16", "4x4", 16, 1),
-        ("256", "16x16", 256, 1),
-        ("256_in_4_copies", "16x16", 256, 4),
+    f"scaling_{name}": Question("grpo_8b_v5e_64", f"v5e:{shape}", "8B", change, STEP)
+    for name, shape, change in (
+        ("16", "4x4", chips(16)),
+        ("16_saving", "4x4", chips(16, **SAVING)),
+        ("256", "16x16", chips(256)),
+        ("256_in_4_copies", "16x16", chips(256, copies=4)),
     )
 }
 LEVERS = {
@@ -80,6 +83,7 @@ LEVERS = {
         ("micro_batches_4", plain(micro_batches=4)),
         ("remat_layers", plain(remat="layers")),
         ("remat_none", plain(remat="none")),
+        ("attention_blocks", plain(attention="blocks")),
     )
 }
 QUESTIONS = RECIPES | SCALING | LEVERS
@@ -108,13 +112,15 @@ def tables() -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     yield from (_recipe(name, made[name]) for name in RECIPES if name in made)
     yield "\n## From 16 to 256 chips\n"
-    yield "The 8B recipe on v5e, one video (4 completions, and 4 of its copy) a chip; prefill, decode and update. Sent:"
-    yield "of the time that arithmetic, memory and network would take one after the other, the network's share.\n"
-    yield "| chips | copies | peak GiB | decode s | bound by | sent | update s | bound by | sent | videos/s |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "The 8B recipe on v5e, one video (4 completions, and 4 of its copy) a chip; prefill, decode and update."
+    yield "Saving: moments in bfloat16, the reference policy in the hosts' memory. Sent: of the time that arithmetic,"
+    yield "memory and network would take one after the other, the network's share.\n"
+    times = "| ".join(f"{phase} s | bound by | sent " for phase in ("decode", "update"))
+    yield f"| chips | copies | recipe | peak GiB | fits | {times}| videos/s | videos/h a chip |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     # The recipe itself is one video a chip, on 64.
-    scaled = ["scaling_16", "grpo_8b_v5e_64", "scaling_256", "scaling_256_in_4_copies"]
-    yield from (_scale(made[name]) for name in scaled if name in made)
+    scaled = ["scaling_16", "scaling_16_saving", "grpo_8b_v5e_64", "scaling_256", "scaling_256_in_4_copies"]
+    yield from (_scale(name, made[name]) for name in scaled if name in made)
     yield "\n## What saves memory\n"
     yield "The update of the 1B model on one v5e chip: the recipe with all weights moving and moments in float32, then"
     yield "with one setting changed, and last as it is.\n"
@@ -138,18 +144,19 @@ def _recipe(name: str, made: dict[str, Any]) -> str:
     return f"| {name}{marks} | {made['target']} | {mesh} | {made['batch_size']} | {memory} | {fits} | {took} |"
 
 
-def _scale(made: dict[str, Any]) -> str:
-    rows = {row["phase"]: row for row in made["rows"]}
-    cells = [str(made["devices"]), str(made["mesh"]["data"])]
-    cells.append(f"{max((row['peak'] for row in rows.values()), default=0) / GIB:.1f}")
+def _scale(name: str, made: dict[str, Any]) -> str:
+    rows = {row["phase"]: row for row in made["rows"] if row["phase"] in STEP}
+    cells = [str(made["devices"]), str(made["mesh"]["data"]), "saving" if name.endswith("saving") else "as it is"]
+    if made["refused"]:
+        return f"| {' | '.join(cells)} | {made['refused'][:120]} | **no** |{' |' * 8}"
+    fullest = max(rows.values(), key=lambda row: row["peak"])
+    cells += [f"{fullest['peak'] / GIB:.1f} of {fullest['capacity'] / GIB:.1f}", "yes" if made["fits"] else "**no**"]
     for phase in ("decode", "update"):
-        if phase not in rows:
-            cells += ["does not fit", "", ""]
-            continue
         parts = {part: rows[phase][part] for part in ("compute", "memory", "network")}
         bound, share = max(parts, key=lambda part: parts[part]), parts["network"] / sum(parts.values())
         cells += [f"{rows[phase]['roofline']:.1f}", bound, f"{100 * share:.0f}%"]
-    cells.append("" if made["refused"] else f"{made['batch_size'] / made['step_seconds']:.2f}")
+    seconds = sum(row["times"] * row["roofline"] for row in rows.values())
+    cells += [f"{made['batch_size'] / seconds:.2f}", f"{3600 / seconds:.0f}"]
     return f"| {' | '.join(cells)} |"
 
 

@@ -5,7 +5,7 @@ Enters: a recipe, a model's dimensions, a mesh, whose devices need not be here. 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from vqathinker_jax.optim import memory_places, optimizer
 from vqathinker_jax.policy import divide, reference_places
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import Ratings
-from vqathinker_jax.sharding import Layout, shardings, specification
+from vqathinker_jax.sharding import layout_of, shardings, specification
 from vqathinker_jax.step import Fixed, Rollout, TrainState, completion_log_probs, seen_by_still, update
 
 TEXT_TOKENS = 384
@@ -57,8 +57,11 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     def here(*array: Any, stacked: int | None = None) -> Any:
         return _placed(mesh, *array, stacked=stacked)
 
-    layout = Layout(mesh if mesh.size > 1 else None, remat=config.remat)
+    # Whatever a CPU stands for takes rows all at once.
+    layout = replace(layout_of(mesh, config.remat, config.attention), one_by_one=False)
     graph, moving, still = divide(_skeleton(config, model), config, arithmetic, layout)
+    # A trace shows no work of a kernel's; in blocks attention multiplies about as much.
+    counted = divide(_skeleton(config, model), config, arithmetic, replace(layout, attention="blocks"))[0]
     moving = _state(moving, mesh, jnp.dtype(config.parameters))
     still, acting = _state(still, mesh, arithmetic), _state(moving, mesh, arithmetic)
     tx = optimizer(config.optimizer, 1)
@@ -66,30 +69,27 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     waiting = jax.tree.map(_lying, acting, reference_places(acting, mesh, config))
     fixed = Fixed(still, (waiting, None) if config.loss.beta else None)
     whole = nnx.merge_state(acting, still)
-    kept = held((moving, memory, fixed.reference and fixed.reference[0]))
 
     data, rolling = config.data, config.rollout
     P, F, size = data.batch_size, data.frames, data.size
     parts, G, C = rolling.micro_batches, rolling.completions, rolling.max_new_tokens
-    L = F * model.tokens_per_frame(size) + (model.motion is not None)
+    tokens, D = F * model.tokens_per_frame(size), model.language.width
+    L = tokens + (model.motion is not None)
     S = -(-(L + TEXT_TOKENS) // _BUCKET) * _BUCKET
     Q, copies = P // parts, 2 if data.perturb else 1
+    features = here((P, model.motion.features), arithmetic, "rows", None) if model.motion else None
+    sight = Sight(here((P, tokens, D), arithmetic, "rows", None, None), features)
+    kept = held((moving, memory, fixed.reference and fixed.reference[0], sight))
 
     frames = here((Q, F, size, size, 3), jnp.uint8, "rows", None, None, None, None)
     moved = (here((Q, F), jnp.int32, "rows", None), here((Q, F), bool, "rows", None)) if data.perturb else ()
     shown = (whole, frames, *moved)
-    yield Phase("encode", lambda: encode.lower(graph, *shown), (partial(encode, graph), shown), parts, kept)
+    yield Phase("encode", lambda: encode.lower(graph, *shown), (partial(encode, counted), shown), parts, kept)
 
-    B, K, H, R, D = (
-        copies * Q,
-        model.language.kv_heads,
-        model.language.head,
-        model.language.layers,
-        model.language.width,
-    )
+    B, K, H, R = copies * Q, model.language.kv_heads, model.language.head, model.language.layers
     mask = here((B, S), bool, "rows", None)
     asked = (whole, here((B, L, D), arithmetic, "rows", None, None), here((B, S), jnp.int32, "rows", None), mask)
-    filling = partial(prefill, graph, context_id=_CONTEXT)
+    filling = partial(prefill, counted, context_id=_CONTEXT)
     yield Phase(
         "prefill",
         lambda: prefill.lower(graph, *asked, context_id=_CONTEXT),
@@ -112,29 +112,28 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     yield Phase(
         "decode",
         lambda: decode.lower(graph, *said, **ending),
-        (partial(decode, graph, **ending), said),
+        (partial(decode, counted, **ending), said),
         parts,
         kept,
         C - 1,
     )
 
-    features = here((P, model.motion.features), arithmetic, "rows", None) if model.motion else None
-    sight = Sight(here((P, F * model.tokens_per_frame(size), D), arithmetic, "rows", None, None), features)
     batch = _rollout(here, config, P, S)._replace(sight=seen_by_still(sight, moving))
     part = _rollout(here, config, P // config.micro_batches, S)
 
-    def ask(state: nnx.State, part: Rollout) -> jax.Array:
+    def ask(graph: nnx.GraphDef[VLM], state: nnx.State, part: Rollout) -> jax.Array:
         model = nnx.merge(graph, state)
         return completion_log_probs(model, model.look(part.frames_PFYXC), part, config.step, _CONTEXT)
 
+    scoring = jax.jit(ask, static_argnums=0)
     # The update holds this, for policy and reference; a row of its own shows what scoring takes.
-    yield Phase("log-probs", lambda: jax.jit(ask).lower(whole, part), (ask, (whole, part)), 0, kept)
+    yield Phase("log-probs", lambda: scoring.lower(graph, whole, part), (partial(ask, counted), (whole, part)), 0, kept)
 
     state, settings = TrainState(moving, memory), {"optimizer": tx, "config": config.step, "context_id": _CONTEXT}
     yield Phase(
         "update",
         lambda: update.lower(graph, state, fixed, batch, **settings),
-        (partial(update, graph, **settings), (state, fixed, batch)),
+        (partial(update, counted, **settings), (state, fixed, batch)),
         config.iterations,
         0,
     )

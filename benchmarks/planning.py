@@ -106,7 +106,8 @@ def tables() -> Iterator[str]:
     yield "Written by `python -m benchmarks.planning` from the JSON files beside it; what its columns mean, and what is"
     yield "assumed, is in `docs/planning.md`. Nothing here was measured on the hardware it is about: memory is what the"
     yield "compiler says, time is the roofline of what it made, which nothing is faster than. \\* compiled quickly, so"
-    yield "that bytes moved are more than they would be. ‡ estimates from a CPU's buffers.\n"
+    yield "that bytes moved are more than they would be. ‡ estimates from a CPU's buffers. † with attention in blocks,"
+    yield "where a run has splash, so that memory and bytes are above a run's.\n"
     yield "## Recipes\n"
     yield "| recipe | target | mesh | videos | fullest phase | GiB | of | fits | decode s | update s | step s | MFU |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
@@ -131,6 +132,7 @@ def tables() -> Iterator[str]:
 
 def _recipe(name: str, made: dict[str, Any]) -> str:
     marks = ("\\*" if made["quick"] else "") + ("‡" if made["estimate"] else "")
+    marks += "" if made["estimate"] or made.get("attention") == "splash" else "†"
     if made["refused"]:
         return (
             f"| {name}{marks} | {made['target']} | | {made['batch_size']} | {made['refused'][:120]} | | | no | | | | |"

@@ -5,6 +5,7 @@ from typing import Any
 
 from vqathinker_jax.hardware import GIB
 from vqathinker_jax.hlo import Sent
+from vqathinker_jax.sharding import Attention
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Row:
 @dataclass(frozen=True)
 class Plan:
     """What is known of a step on a target. refused: the compiler's own words where it found no room. quick: it was
-    compiled with the least effort, so that programs with convolutions move more than they would."""
+    compiled with the least effort, so that programs with convolutions move more than they would. attention: what it
+    has for that, where that takes the model's heads."""
 
     target: str
     devices: int
@@ -59,6 +61,7 @@ class Plan:
     refused: str = ""
     quick: bool = False
     largest_batch: int | None = None
+    attention: Attention = "blocks"
 
     @property
     def fits(self) -> bool:
@@ -79,7 +82,8 @@ def table(found: Plan) -> list[str]:
     """The plan as lines for people."""
     kind = " (estimates: buffers as a CPU's compiler assigns them)" if found.estimate else ""
     sizes = " × ".join(f"{name} {size}" for name, size in found.mesh.items())
-    lines = [f"{found.target}: {found.devices} chips, {sizes}, {found.batch_size} videos a step{kind}", ""]
+    batch = f"{found.batch_size} videos a step, attention by {found.attention}"
+    lines = [f"{found.target}: {found.devices} chips, {sizes}, {batch}{kind}", ""]
     head = (
         "phase",
         "runs",

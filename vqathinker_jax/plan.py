@@ -29,7 +29,7 @@ from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.phases import Phase, phases
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.records import InputError
-from vqathinker_jax.sharding import check_spread, make_mesh
+from vqathinker_jax.sharding import check_spread, layout_of, make_mesh
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ def _compiled(
         mfu=useful / (seconds * target.chip.flops) if seconds else 0.0,
         refused=refused,
         quick=quick,
+        attention=layout_of(mesh, attention=config.attention).attention,
     )
 
 

@@ -80,6 +80,7 @@ def test_every_phase_of_the_demonstration_is_planned(
     rows = {row["phase"]: row for row in plan["rows"]}
     assert list(rows) == ["encode", "prefill", "decode", "log-probs", "update"]
     assert plan["fits"]
+    assert plan["attention"] == ("blocks" if target.startswith("cpu") else "splash")
     for row in rows.values():
         assert 0 < row["peak"] <= row["capacity"]
         assert row["flops"] >= row["useful_flops"] > 0

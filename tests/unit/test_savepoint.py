@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.devices import run_on_devices
 from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.savepoint import Savepoint, Savepoints
 
@@ -42,6 +43,35 @@ def test_what_is_there_already_stays(tmp_path: Path):
             savepoints.save(1, Savepoint(tree(1), {}))
             savepoints.wait()
         assert savepoints.latest() == 1
+
+
+MOVED = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from flax import nnx
+from tests.models import tiny_model
+from vqathinker_jax.savepoint import Savepoint, Savepoints
+from vqathinker_jax.sharding import MeshConfig, make_mesh, shardings
+
+state = nnx.state(tiny_model())
+on = lambda *sizes: jax.device_put(state, shardings(state, make_mesh(MeshConfig(*sizes), int(np.prod(sizes)))))
+with Savepoints(Path(sys.argv[1]), keep=1) as savepoints:
+    savepoints.save(1, Savepoint(on(2, 2, 2), {}))
+    savepoints.wait()
+    for sizes in [(1, 8, 1), (4, 1, 2), (1, 2, 1), (1, 1, 1)]:
+        like = on(*sizes)
+        empty = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        found, _ = savepoints.restore(1, empty)
+        for array, expected in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
+            assert array.sharding == expected.sharding
+            np.testing.assert_array_equal(array, expected)
+print("equal")
+"""
+
+
+def test_what_one_mesh_wrote_is_read_on_others(tmp_path: Path):
+    assert run_on_devices(8, "-c", MOVED, str(tmp_path)).stdout.strip() == "equal"
 
 
 @pytest.mark.parametrize(

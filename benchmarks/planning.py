@@ -131,8 +131,7 @@ def tables() -> Iterator[str]:
 
 
 def _recipe(name: str, made: dict[str, Any]) -> str:
-    marks = ("\\*" if made["quick"] else "") + ("‡" if made["estimate"] else "")
-    marks += "" if made["estimate"] or made.get("attention") == "splash" else "†"
+    marks = ("\\*" if made["quick"] else "") + ("‡" if made["estimate"] else _in_blocks(made))
     if made["refused"]:
         return (
             f"| {name}{marks} | {made['target']} | | {made['batch_size']} | {made['refused'][:120]} | | | no | | | | |"
@@ -163,13 +162,18 @@ def _scale(name: str, made: dict[str, Any]) -> str:
 
 
 def _lever(name: str, made: dict[str, Any]) -> str:
-    label = name.removeprefix("lever_").replace("_", " ")
+    label = name.removeprefix("lever_").replace("_", " ") + _in_blocks(made)
     if made["refused"]:
         return f"| {label} | | | {made['refused'].partition(' If ')[0][:160]} | no | | |"
     row = made["rows"][-1]
     memory = " | ".join(f"{row[part] / GIB:.2f}" for part in ("argument", "temporary", "peak"))
     fits = "yes" if row["fits"] else "no"
     return f"| {label} | {memory} | {fits} | {row['flops'] / 1e12:.0f} | {row['roofline']:.1f} |"
+
+
+def _in_blocks(made: dict[str, Any]) -> str:
+    """The mark of a plan for TPUs without splash."""
+    return "" if made.get("attention") == "splash" else "†"
 
 
 def main(names: list[str]) -> int:

@@ -8,6 +8,7 @@ does on any machine, and the bytes that it moves are read from the module (`hlo.
 
 import argparse
 import os
+from typing import get_args
 
 import jax
 from jax.sharding import SingleDeviceSharding
@@ -17,7 +18,7 @@ from benchmarks.device_phases import Case, case
 from benchmarks.device_sizes import SIZES
 from vqathinker_jax.flops import count_flops
 from vqathinker_jax.hlo import read_work
-from vqathinker_jax.sharding import Layout
+from vqathinker_jax.sharding import Layout, Remat
 
 PHASES = ("vision", "motion", "prefill", "decode", "log-probs", "lora", "update")
 """Those that are one program; `score` and `rollout` are some of these one after the other."""
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(SIZES), default="8B", help="dimensions (default 8B)")
     parser.add_argument("--phases", default=",".join(PHASES), help="phases, or cells as decode@16 (default: all)")
-    parser.add_argument("--remat", default="layers", help="what the gradient computes again: none, layers, blocks")
+    parser.add_argument("--remat", choices=get_args(Remat), default="layers", help="what gradients compute again")
     parser.add_argument("--tpu", action="store_true", help="compile for a TPU v5p chip, and count bytes too")
     parser.add_argument("--attention", default="splash", help="what computes it there: splash, or blocks")
     args = parser.parse_args()

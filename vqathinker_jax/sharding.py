@@ -27,7 +27,7 @@ from jax.sharding import (
 
 from vqathinker_jax.records import InputError
 
-Remat = Literal["none", "layers", "blocks"]
+Remat = Literal["none", "products", "layers", "blocks"]
 Attention = Literal["blocks", "cudnn", "splash"]
 AttentionChoice = Literal["auto", "blocks"]
 """auto: the kernel that is for the device at hand, where it takes the arrays; blocks: XLA alone, on any device."""
@@ -76,10 +76,10 @@ class Layout:
 
     mesh: over which its arrays are spread; None for one device. one_by_one: attention and vision go through rows one
     after the other and not all at once, which one CPU device is faster with, and which would take the turns of several.
-    remat: what the backward pass computes again: nothing, each layer from what it was given, or within a layer the
-    weights of each block of attention once more, so that those of a whole layer never exist. attention: computed in
-    XLA, a block of queries at a time, or, where that takes it (`attention.attend`), by cuDNN's kernel or by splash, the
-    one that comes with JAX for TPUs.
+    remat: what the backward pass computes again: nothing, what lies between the products with weights, each layer from
+    what it was given, or within a layer the weights of each block of attention once more, so that those of a whole
+    layer never exist. attention: computed in XLA, a block of queries at a time, or, where that takes it
+    (`attention.attend`), by cuDNN's kernel or by splash, the one that comes with JAX for TPUs.
     """
 
     mesh: Mesh | AbstractMesh | None = None

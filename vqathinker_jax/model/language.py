@@ -86,7 +86,8 @@ class LanguageModel(nnx.Module):
 
         The row of a prompt is prompt, completion 1, …, completion G; each completion sees the prompt and itself, so
         the result is that of G separate rows while the prompt is computed once. Element c of the returned [P, G, C, D]
-        is the normed state whose logits are completion token c's. Layers are rematerialised in the backward pass.
+        is the normed state whose logits are completion token c's. The layout says what the backward pass
+        computes again.
         """
         (P, S, D), (G, C) = prompt_PSD.shape, completions_PGCD.shape[1:3]
         own_PGC = jnp.broadcast_to(mask_PS.sum(-1, dtype=jnp.int32)[:, None, None] + jnp.arange(C), (P, G, C))
@@ -112,7 +113,7 @@ class LanguageModel(nnx.Module):
             return layer(self.layout.rows(hidden_PTD), look)
 
         row_PTD = jnp.concatenate([prompt_PSD, completions_PGCD.reshape(P, G * C, D)], axis=1)
-        hidden_PTD, _ = fold(self.layers, row_PTD, step, remat=self.layout.remat != "none")
+        hidden_PTD, _ = fold(self.layers, row_PTD, step, remat=self.layout.remat)
         last_PGD = jnp.broadcast_to(hidden_PTD[:, S - 1, None, None], (P, G, 1, D))
         hidden_PGCD = hidden_PTD[:, S:].reshape(P, G, C, D)
         return self.norm(jnp.concatenate([last_PGD, hidden_PGCD[:, :, :-1]], axis=2))

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vqathinker_jax.sharding import Remat
+
 Axes = tuple[str | None, ...]
 M = TypeVar("M", bound=nnx.Module)
 
@@ -122,12 +124,12 @@ def unstack(layers: M) -> nnx.List[M]:
 
 
 def fold(
-    layers: Any, carry: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], xs: Any = None, *, remat: bool = False
+    layers: Any, carry: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], xs: Any = None, *, remat: Remat = "none"
 ) -> tuple[Any, Any]:
     """Run `carry, y = step(layer, carry, x)` through all layers, stacked (a scan) or listed (a loop).
 
     `xs` and the returned ys hold one entry a layer: a leading axis R for stacked layers, a tuple for listed ones, so
-    that what one fold returns the next can take. `remat`: keep only the carry of each layer for the backward pass.
+    that what one fold returns the next can take. `remat`: what the backward pass computes again (`sharding.Layout`).
     """
     if isinstance(layers, nnx.List):
         ys = []
@@ -146,11 +148,15 @@ def near(state: nnx.State) -> nnx.State:
     return jax.tree.map(lambda x: x if jax.typeof(x).memory_space == device else jax.device_put(x, device), state)
 
 
-def _applied(graph: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], remat: bool) -> Callable:
+def _applied(graph: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], remat: Remat) -> Callable:
     """`step` as a function of arrays alone: the carry, and a layer's state beside its x."""
 
     def apply(carry: Any, row: tuple[Any, Any]) -> tuple[Any, Any]:
         state, x = row
         return step(nnx.merge(graph, near(state)), carry, x)
 
-    return jax.checkpoint(apply) if remat else apply
+    if remat == "none":
+        return apply
+    # Attention's products have rows and heads as batch dimensions, those with weights have none.
+    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "products" else None
+    return jax.checkpoint(apply, policy=kept)

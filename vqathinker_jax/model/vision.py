@@ -54,7 +54,7 @@ class VisionTower(nnx.Module):
                 hidden_FLE = layer(hidden_FLE, self.layout)
             return hidden_FLE, (None if out is None else hidden_FLE)
 
-        hidden_FLE, by_layer = fold(self.layers, hidden_FLE, step, remat=self.layout.remat != "none")
+        hidden_FLE, by_layer = fold(self.layers, hidden_FLE, step, remat=self.layout.remat)
         if out is not None:
             out |= {"vision.embedding": embedded, "vision.layers": by_layer}
         return hidden_FLE[:, 1:]

@@ -26,11 +26,12 @@ from convert.rule import Link, link
 from convert.settings import chat_settings, transformers_settings, with_dtype
 from convert.tensors import MOTION_FILE
 from vqathinker_jax.checkpoint import read_config
+from vqathinker_jax.checksums import write_checksums
 from vqathinker_jax.data.prompt import load_tokenizer, special_tokens
 from vqathinker_jax.folder import check_free, copy_beside, replacing
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.stored import DTYPES, LIMIT, NAMES, Shape, Spec, Writer, write_checksums
+from vqathinker_jax.stored import DTYPES, LIMIT, NAMES, Shape, Spec, Writer
 
 Format = Literal["chat", "transformers"]
 

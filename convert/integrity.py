@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 from convert.origin import Origin, open_origin
 from vqathinker_jax.checkpoint import is_native
+from vqathinker_jax.checksums import CHECKSUMS, check_sums, read_checksums
 from vqathinker_jax.data.prompt import load_tokenizer
 from vqathinker_jax.doctor import Finding
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.stored import CHECKSUMS, check_sums, read_checksums
 
 
 def examine_checkpoint(directory: Path, slowfast: Path | None = None) -> Iterator[Finding]:

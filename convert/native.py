@@ -17,6 +17,7 @@ from vqathinker_jax.checkpoint import CARRIED, WEIGHTS, Manifest, finish, is_nat
 from vqathinker_jax.folder import check_free, replacing
 from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.stored import DTYPES, NAMES, Writer
+from vqathinker_jax.weights import Part, write_weights
 
 
 def convert_checkpoint(
@@ -58,17 +59,14 @@ def convert_checkpoint(
 
 
 def _write_weights(origin: Origin, kinds: dict[str, str], folder: Path) -> dict[str, dict[str, str]]:
-    def make(path: str, row: Tensor) -> np.ndarray:
-        return packed(row.read(), DTYPES[kinds[path]])
+    def make(path: str, layer: int | None, row: Tensor) -> Part:
+        return path, layer, packed(row.read(), DTYPES[kinds[path]])
 
-    paths = [path for path, _ in origin.rows]
-    made = ahead(partial(make, path, row) for (path, _), row in origin.rows.items())
+    made = ahead(partial(make, path, layer, row) for (path, layer), row in origin.rows.items())
     specs = {path: (shape, kinds[path]) for path, shape in origin.shapes.items()}
-    with Writer(folder / WEIGHTS, specs) as writer:
-        title = f"converting {origin.directory.resolve().name}"
-        for path, array in tqdm(zip(paths, made, strict=True), title, len(paths), disable=None):
-            writer.append(path, array)
-        return {f"{WEIGHTS}/{file}": sums for file, sums in writer.finish().items()}
+    title = f"converting {origin.directory.resolve().name}"
+    sums = write_weights(folder / WEIGHTS, specs, tqdm(made, title, len(origin.rows), disable=None))
+    return {WEIGHTS: sums}
 
 
 def _write_carried(origin: Origin, folder: Path) -> dict[str, dict[str, str]]:

@@ -30,7 +30,8 @@ from vqathinker_jax.checkpoint import (
 )
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.stored import DTYPES, NAMES, Stored
+from vqathinker_jax.stored import DTYPES, NAMES
+from vqathinker_jax.tiles import Tiled, is_stacked
 
 Row = tuple[str, int | None]
 """An array of ours: its path and, where layers are stacked, the layer."""
@@ -114,8 +115,7 @@ def _native(directory: Path) -> Origin:
     manifest, stored = read_manifest(directory), open_native(directory)
     rows: dict[Row, Tensor] = {}
     for path, array in stored.items():
-        stacked = re.match(r"(vision|language)\.layers\.", path)
-        for layer in range(array.shape[0]) if stacked else [None]:
+        for layer in range(array.shape[0]) if is_stacked(path) else [None]:
             published = manifest.dtypes.get(path, {}).get("" if layer is None else str(layer), array.dtype)
             shape = array.shape if layer is None else array.shape[1:]
             rows[path, layer] = Tensor(shape, published, partial(_read_native, array, layer, published))
@@ -123,5 +123,5 @@ def _native(directory: Path) -> Origin:
     return Origin(directory, native_config(directory), manifest.spelling, manifest.repeated, rows, carried)
 
 
-def _read_native(array: Stored, layer: int | None, dtype: str) -> np.ndarray:
-    return packed(array.read(layer), DTYPES[dtype])
+def _read_native(array: Tiled, layer: int | None, dtype: str) -> np.ndarray:
+    return packed(array.read() if layer is None else array.read(layer), DTYPES[dtype])

@@ -1,14 +1,14 @@
 """The native checkpoint: a folder with the weights in our own names and layouts, and all that came with them.
 
-    weights/              safetensors; one array a parameter, under its path in the model; layers stacked
+    weights/              what orbax keeps: a tree of arrays by their paths in the model; layers stacked
     carried.safetensors   the source's tensors that this model has no use for, to go back out with it
     config.json           the source's own, byte for byte; so are the tokenizer's files
-    checksums.json        the SHA-256 of every tensor
+    checksums.json        the SHA-256 of every array and tensor
     vqathinker.json       version of this format, and what the files of the source leave open; written last, so that a
                           folder without it is no checkpoint
 
-Safetensors rather than orbax, which training states are kept in: arrays can be written a layer at a time, so that a
-conversion needs next to no memory, and read a part at a time, so that each device fetches its own.
+The weights are written a layer at a time (`weights.py`), so that a conversion needs next to no memory, and read a part
+at a time (`tiles.py`), so that each device fetches its own.
 """
 
 import json
@@ -26,6 +26,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from vqathinker_jax.checksums import read_checksums, write_checksums
 from vqathinker_jax.folder import copy_beside, replacing
 from vqathinker_jax.model.config import ModelConfig, parse_config
 from vqathinker_jax.model.layers import unstack
@@ -33,18 +34,12 @@ from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.processes import exchange, is_first
 from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.sharding import MeshConfig, layout_of, make_mesh, shardings, whole
-from vqathinker_jax.stored import (
-    NAMES,
-    Stored,
-    Writer,
-    open_file,
-    read_checksums,
-    write_checksums,
-)
+from vqathinker_jax.stored import DTYPES, NAMES
+from vqathinker_jax.tiles import Tiled, open_tiled
 
 M = TypeVar("M", bound=nnx.Module)
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "vqathinker.json"
 WEIGHTS = "weights"
 CARRIED = "carried.safetensors"
@@ -97,12 +92,12 @@ def _manifest(model: VLM, source: Path) -> Manifest:
 
 
 def _save(directory: Path, values: Mapping[str, jax.Array], manifest: Manifest, source: Path, *, force: bool) -> None:
+    from vqathinker_jax.weights import write_weights  # orbax, which takes half a second to import
+
     with replacing(directory, force=force) as partial:
         specs = {name: (array.shape, NAMES[np.dtype(array.dtype)]) for name, array in values.items()}
-        with Writer(partial / WEIGHTS, specs) as writer:
-            for name, array in values.items():
-                writer.append(name, whole(array))
-            sums = {f"{WEIGHTS}/{file}": each for file, each in writer.finish().items()}
+        parts = ((name, None, whole(array)) for name, array in values.items())
+        sums = {WEIGHTS: write_weights(partial / WEIGHTS, specs, parts)}
         if is_native(source) and (source / CARRIED).exists():
             shutil.copyfile(source / CARRIED, partial / CARRIED)
             sums[CARRIED] = read_checksums(source)[CARRIED]
@@ -145,22 +140,19 @@ def native_config(directory: Path) -> ModelConfig:
     return replace(config, language=replace(config.language, tied=manifest.tied))
 
 
-def open_native(directory: Path) -> dict[str, Stored]:
-    """Every array of a native checkpoint, found to be those of its config's model; none of them read yet.
+def open_native(directory: Path) -> dict[str, Tiled]:
+    """Every array of a native checkpoint, found to be whole and those of its config's model; none of them read yet.
 
     Raises: CheckpointError where a file is missing or damaged, or the arrays do not fit the config.
     """
-    config, stored, faults = native_config(directory), {}, []
-    for file in read_checksums(directory):
-        if Path(file).parent == Path(WEIGHTS):
-            try:
-                stored |= open_file(directory / file)
-            except CheckpointError as error:
-                faults.append(str(error))
-    if faults:
-        raise CheckpointError("\n".join(faults))
-    expected = {name: array.shape for name, array in arrays(abstract_model(config)).items()}
-    refuse(directory / WEIGHTS, shape_faults(expected, {name: each.shape for name, each in stored.items()}))
+    expected = {name: array.shape for name, array in arrays(abstract_model(native_config(directory))).items()}
+    read_checksums(directory)
+    stored = open_tiled(directory / WEIGHTS)
+    misfits = shape_faults(expected, {name: array.shape for name, array in stored.items()})
+    damaged = [fault for array in stored.values() if (fault := array.fault())]
+    if damaged and not misfits:
+        raise CheckpointError("\n".join(damaged))
+    refuse(directory / WEIGHTS, misfits + damaged)
     return stored
 
 
@@ -186,15 +178,16 @@ def places(model: VLM, mesh: Mesh | None) -> dict[str, jax.sharding.Sharding | N
 
 
 def _restored(
-    stored: Mapping[str, Stored], name: str, dtype: DTypeLike | None, place: jax.sharding.Sharding | None
+    stored: Mapping[str, Tiled], name: str, dtype: DTypeLike | None, place: jax.sharding.Sharding | None
 ) -> jax.Array:
     """The array of this path, a row of a stacked one where layers are listed, of which each device reads its part."""
     numbered = re.fullmatch(r"(.*\.layers)\.(\d+)(\..*)", name)
-    found = stored[numbered[1] + numbered[3]].view()[int(numbered[2])] if numbered else stored[name].view()
-    kind = jax.dtypes.canonicalize_dtype(found.dtype if dtype is None else jnp.dtype(dtype))
+    found, row = (stored[numbered[1] + numbered[3]], (int(numbered[2]),)) if numbered else (stored[name], ())
+    kind = jax.dtypes.canonicalize_dtype(DTYPES[found.dtype] if dtype is None else jnp.dtype(dtype))
     if place is None:
-        return jnp.asarray(np.array(found, kind))  # a copy: the model must not hang on the file
-    return jax.make_array_from_callback(found.shape, place, lambda index: np.array(found[index], kind))
+        return jnp.asarray(found.read(*row), kind)
+    shape = found.shape[len(row) :]
+    return jax.make_array_from_callback(shape, place, lambda index: found.read(*row, *index).astype(kind, copy=False))
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vqathinker_jax.checksums import CHECKSUMS
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.stored import CHECKSUMS
 
 BESIDE = (
     "config.json",

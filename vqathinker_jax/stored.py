@@ -32,13 +32,10 @@ DTYPES = {
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-CHECKSUMS = "checksums.json"
-"""The SHA-256 of every tensor of a checkpoint folder, by its file and name; read before anything else of it."""
-
 LIMIT = 5 * 10**9
 """Bytes of a file; a larger tensor has a file of its own. Transformers shards at the same size."""
 
-_CHUNK = 64 * 2**20
+_PIECE = 16 * 2**20
 
 Shape = tuple[int, ...]
 Spec = tuple[Shape, str]
@@ -53,16 +50,11 @@ class Stored:
     shape: Shape
     dtype: str
 
-    def read(self, row: int | None = None) -> np.ndarray:
-        """The whole tensor, or one row of its first axis, as an array of its own."""
-        shape = self.shape if row is None else self.shape[1:]
-        count = math.prod(shape)
-        start = self.offset + (row or 0) * count * DTYPES[self.dtype].itemsize
-        return np.fromfile(self.file, DTYPES[self.dtype], count, offset=start).reshape(shape)
-
-    def view(self) -> np.ndarray:
-        """The tensor as it lies in the file: only what is taken of it is read."""
-        return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Its numbers in their order, some at a time."""
+        count, dtype = math.prod(self.shape), DTYPES[self.dtype]
+        for start in range(0, count, _PIECE):
+            yield np.fromfile(self.file, dtype, min(_PIECE, count - start), offset=self.offset + start * dtype.itemsize)
 
 
 def open_file(path: Path) -> dict[str, Stored]:
@@ -186,60 +178,3 @@ def _groups(tensors: Mapping[str, Spec], limit: int) -> list[dict[str, Spec]]:
 def _size(spec: Spec) -> int:
     shape, dtype = spec
     return math.prod(shape) * DTYPES[dtype].itemsize
-
-
-def write_checksums(folder: Path, sums: Mapping[str, Mapping[str, str]]) -> None:
-    """Keep the checksums of a checkpoint folder's files, named from the folder."""
-    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
-
-
-def read_checksums(folder: Path) -> dict[str, dict[str, str]]:
-    """The checksums of a checkpoint folder by file, named from the folder, and tensor.
-
-    Raises: CheckpointError where they are missing or unreadable, or name a file outside the folder.
-    """
-    path = folder / CHECKSUMS
-    try:
-        sums = json.loads(path.read_bytes())
-        named = [file for file, tensors in sums.items() if tensors.keys() is not None]
-    except (ValueError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); write the checkpoint again") from error
-    outside = [file for file in named if Path(file).is_absolute() or ".." in Path(file).parts]
-    if outside:
-        raise CheckpointError(f"{path}: names files outside its folder ({outside[0]}); write the checkpoint again")
-    return sums
-
-
-def check_sums(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """Every tensor with a checksum, as it is reached: its file and name, and what is wrong with it or None.
-
-    Raises: CheckpointError where the checksums themselves cannot be read.
-    """
-    for file, sums in read_checksums(folder).items():
-        try:
-            stored = open_file(folder / file)
-        except CheckpointError as error:
-            yield file, str(error).removeprefix(f"{folder / file}: ")
-            continue
-        for name in sorted(stored.keys() - sums.keys()):
-            yield f"{file}: {name}", f"has no checksum in {CHECKSUMS}"
-        for name, expected in sums.items():
-            if name not in stored:
-                yield f"{file}: {name}", "missing; write the checkpoint again"
-                continue
-            found = _checksum(stored[name])
-            fault = f"SHA-256 is {found[:12]}…, expected {expected[:12]}…; write the checkpoint again"
-            yield f"{file}: {name}", None if found == expected else fault
-
-
-def _checksum(stored: Stored) -> str:
-    digest, left = hashlib.sha256(), _size((stored.shape, stored.dtype))
-    with stored.file.open("rb") as file:
-        file.seek(stored.offset)
-        while left:
-            chunk = file.read(min(left, _CHUNK))
-            if not chunk:
-                break
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()

@@ -8,16 +8,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import Mesh, SingleDeviceSharding
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from convert.load import load, open_model
 from convert.native import convert_checkpoint
 from tests.checkpoints import Dtype, draw, settings, shapes, write
+from vqathinker_jax import checkpoint
 from vqathinker_jax.checkpoint import arrays, is_native, restore, save
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.stored import Writer
 
 
 def source_folder(path: Path, *, motion: bool = False, tied: bool = False, dtype: Dtype = "float32") -> Path:
@@ -97,6 +99,32 @@ def test_arrays_are_restored_where_they_are_told_to_be(native: Path):
     assert query.sharding == SingleDeviceSharding(device)
 
 
+@pytest.mark.parametrize("checkpointer", [ocp.PyTreeCheckpointer, ocp.StandardCheckpointer])
+def test_orbax_alone_restores_the_weights(native: Path, checkpointer: type[ocp.Checkpointer]):
+    with checkpointer() as opened:
+        tree = opened.restore(native / "weights")
+    ours = arrays(restore(native))
+    theirs = flatten_dict(tree, sep=".")
+    assert theirs.keys() == ours.keys()
+    for path, array in ours.items():
+        assert theirs[path].dtype == array.dtype
+        np.testing.assert_array_equal(theirs[path], array, err_msg=path)
+
+
+def test_orbax_alone_restores_the_weights_of_a_saved_model_onto_a_mesh(native: Path, tmp_path: Path):
+    model = restore(native, dtype="bfloat16")
+    save(tmp_path / "saved", model, native)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("fsdp",))
+    spread = NamedSharding(mesh, PartitionSpec())
+    with ocp.PyTreeCheckpointer() as opened:
+        names = opened.metadata(tmp_path / "saved/weights").item_metadata.tree
+        wanted = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=spread), names)
+        tree = opened.restore(tmp_path / "saved/weights", restore_args=wanted)
+    for path, array in flatten_dict(tree, sep=".").items():
+        assert array.sharding == spread
+        np.testing.assert_array_equal(array, arrays(model)[path], err_msg=path)
+
+
 # Never half a checkpoint
 
 
@@ -122,7 +150,7 @@ def test_an_interrupted_replacement_leaves_the_former(copy: Path, at: str, monke
         return interrupted() if ".partial-" in path.name else rename(path, target)
 
     if at == "writing":
-        monkeypatch.setattr(Writer, "append", interrupted)
+        monkeypatch.setattr(checkpoint, "whole", interrupted)
     else:
         monkeypatch.setattr(Path, "rename", rename_or_not)
     with pytest.raises(KeyboardInterrupt):
@@ -188,20 +216,23 @@ def rewrite(name: str, **values: object) -> Callable[[Path], object]:
     return change
 
 
-WEIGHTS = "weights/model.safetensors"
+QUERY = "weights/language.layers.query.kernel"
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "older format": (rewrite("vqathinker.json", format=1), r"vqathinker.json: format 1 .* expected format 2 .*; con"),
+    "older format": (rewrite("vqathinker.json", format=2), r"vqathinker.json: format 2 .* expected format 3 .*; con"),
     "manifest of text": (lambda d: (d / "vqathinker.json").write_text("{"), r"vqathinker.json: not JSON"),
-    "manifest cut": (lambda d: (d / "vqathinker.json").write_text('{"format": 2}'), r"format 2 with 1 entries, exp"),
+    "manifest cut": (lambda d: (d / "vqathinker.json").write_text('{"format": 3}'), r"format 3 with 1 entries, exp"),
     "no config": (lambda d: (d / "config.json").unlink(), r"native: no config.json"),
-    "no weights": (lambda d: (d / WEIGHTS).unlink(), r"model.safetensors: missing; write the checkpoint again$"),
-    "cut weights": (
-        lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-3]),
-        r"model.safetensors: not a whole safetensors file \(\d+ bytes, expected \d+\); write the checkpoint again$",
+    "no weights": (lambda d: shutil.rmtree(d / "weights"), r"weights: missing; write the checkpoint again$"),
+    "no layer": (lambda d: (d / QUERY / "1.0.0.0").unlink(), r"kernel/1.0.0.0: missing; write the checkpoint again$"),
+    "cut layer": (
+        lambda d: (d / QUERY / "1.0.0.0").write_bytes((d / QUERY / "1.0.0.0").read_bytes()[:-3]),
+        r"query.kernel/1.0.0.0: \d+ bytes, expected \d+; write the checkpoint again$",
     ),
-    "cut header": (lambda d: (d / WEIGHTS).write_bytes(b"cut"), r"not a whole safetensors file \(its header is cut"),
-    "text for weights": (lambda d: (d / WEIGHTS).write_bytes(b"\x02" + b"\0" * 7 + b"[]"), r"not a whole safetensors"),
+    "text for an array": (
+        lambda d: (d / QUERY / ".zarray").write_text("[]"),
+        r"query.kernel/.zarray: does not describe an array \(.*\); write the checkpoint again$",
+    ),
     "no checksums": (lambda d: (d / "checksums.json").unlink(), r"checksums.json: cannot be read"),
     "checksums of text": (lambda d: (d / "checksums.json").write_text("[]"), r"checksums.json: cannot be read"),
     "weights elsewhere": (
@@ -232,3 +263,19 @@ def test_weights_that_do_not_fit_the_config_are_listed(copy: Path):
     assert "vision.layers.qkv.bias: unexpected, found (2, 3, 4, 8)" in lines
     assert "language.layers.gate.kernel: found (3, 32, 48), expected (4, 32, 48)" in lines
     assert len(lines) == 1 + 12
+
+
+def test_what_is_missing_and_what_is_damaged_are_reported_together(copy: Path):
+    shutil.copytree(copy / QUERY, copy / "weights/language.layers.quarry.kernel")
+    (copy / QUERY / "2.0.0.0").unlink()
+    (positions,) = (copy / "weights/vision.positions").glob("0*")
+    positions.write_bytes(b"cut")
+    (copy / "weights/language.embedding/.zarray").unlink()
+    with pytest.raises(CheckpointError) as fault:
+        restore(copy)
+    first, missing, unexpected, *damaged, _ = str(fault.value).splitlines()
+    assert first == f"{copy / 'weights'}: 4 faults in the weights"
+    assert missing.startswith("language.embedding: missing, expected (")
+    assert unexpected.startswith("language.layers.quarry.kernel: unexpected, found (")
+    assert damaged[0].startswith(f"{copy / QUERY}/2.0.0.0: missing")
+    assert damaged[1].startswith(f"{positions}: 3 bytes, expected ")

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     ["records"],
     ["sharding", "stored", "processes"],
-    ["folder", "flops", "hlo", "hardware"],
-    ["budget"],
+    ["tiles"],
+    ["weights", "checksums", "flops", "hlo", "hardware"],
+    ["folder", "budget"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
     ["generate", "checkpoint", "step", "predictions", "fingerprint", "tasks", "tables"],
     ["judge", "rollout", "places", "summary", "journal", "savepoint"],

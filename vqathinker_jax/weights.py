@@ -1,0 +1,101 @@
+"""The weights of a native checkpoint on their way to disk: an orbax checkpoint that no memory has to hold.
+
+The names, shapes and dtypes of all arrays come first, and orbax makes of them the tree that it keeps; then the numbers
+come, an array or a layer of a stack at a time, and are written while the next are being made. What is written, orbax
+restores without anything of ours.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from vqathinker_jax.stored import DTYPES, NAMES, Spec
+from vqathinker_jax.tiles import tile
+
+Part = tuple[str, int | None, np.ndarray]
+"""An array's name, the layer where it is one of a stack, and the numbers."""
+
+
+def write_weights(folder: Path, arrays: Mapping[str, Spec], parts: Iterable[Part]) -> dict[str, str]:
+    """Write these arrays, by their dotted names, as a new folder that orbax can restore; returns the SHA-256 of each.
+
+    parts: all their numbers, layers in their order. Of several processes, the one that calls this writes alone.
+
+    Raises: OSError where it cannot be written.
+    """
+    handler = _InParts(parts)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.ShapeDtypeStruct, handler), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    tree = {tuple(name.split(".")): jax.ShapeDtypeStruct(shape, DTYPES[kind]) for name, (shape, kind) in arrays.items()}
+    writer = _Tree(use_ocdbt=False, type_handler_registry=registry, multiprocessing_options=alone)
+    try:
+        with ocp.Checkpointer(writer, multiprocessing_options=alone) as checkpointer:
+            checkpointer.save(folder.absolute(), unflatten_dict(tree))
+    except ValueError as error:  # so TensorStore calls whatever the disk refuses
+        raise OSError(errno.EIO, " ".join(str(error).split())[:300], str(folder)) from error
+    os.sync()  # once for all files: one by one, a disk is slow to say that it has them
+    return {name: digest.hexdigest() for name, digest in handler.digests.items()}
+
+
+class _Tree(ocp.PyTreeCheckpointHandler):
+    """A tree whose arrays have folders of their own."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Nothing: there is no database whose parts would have to be merged, of which orbax would warn."""
+
+
+class _InParts(ocp.type_handlers.NumpyHandler):
+    """Writes leaves of which orbax sees shapes and dtypes, as their parts come."""
+
+    def __init__(self, parts: Iterable[Part]):
+        super().__init__()
+        self._parts = parts
+        self.digests: dict[str, Any] = {}
+
+    async def serialize(
+        self,
+        values: Sequence[jax.ShapeDtypeStruct],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,  # noqa: ARG002 orbax's signature
+    ) -> list[Any]:
+        stores = {info.name: await _create(value, info) for value, info in zip(values, infos, strict=True)}
+        self.digests = {name: hashlib.sha256() for name in stores}
+        writing = None
+        for name, layer, array in self._parts:
+            store = stores[name] if layer is None else stores[name][layer]
+            height = store.chunk_layout.read_chunk.shape[0]
+            for start in range(0, len(array), height):  # the tiles of a large array are not all in memory at once
+                rows = array[start : start + height]
+                self.digests[name].update(rows.reshape(-1).view(np.uint8).data)
+                if writing is not None:
+                    await writing
+                writing = store[start : start + len(rows)].write(rows)
+        if writing is not None:
+            await writing
+        return []
+
+
+async def _create(value: jax.ShapeDtypeStruct, info: ocp.type_handlers.ParamInfo) -> tensorstore.TensorStore:
+    """An array without numbers, in the place where orbax looks for it."""
+    kind = NAMES[np.dtype(value.dtype)]
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": f"{info.path}/", "file_io_sync": False},
+        "metadata": {"shape": value.shape, "chunks": tile(info.name, value.shape, kind), "compressor": None},
+        "dtype": value.dtype.name,
+        "store_data_equal_to_fill_value": True,
+    }
+    return await tensorstore.open(spec, create=True)

@@ -96,7 +96,7 @@ def copy(source: Path, target: Path) -> None:
 
 def forget(folder: Path) -> None:
     """Take a folder's files out of the page cache, so that they are read from the disk."""
-    for path in folder.rglob("*.safetensors"):
+    for path in filter(Path.is_file, folder.rglob("*")):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

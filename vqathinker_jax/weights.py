@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from etils import epath
 from flax.traverse_util import unflatten_dict
 
+from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.stored import DTYPES, NAMES, Spec
-from vqathinker_jax.tiles import tile
+from vqathinker_jax.tiles import scheme
 
 Part = tuple[str, int | None, np.ndarray]
 """An array's name, the layer where it is one of a stack, and the numbers."""
@@ -40,10 +40,12 @@ def write_weights(folder: Path, arrays: Mapping[str, Spec], parts: Iterable[Part
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
     tree = {tuple(name.split(".")): jax.ShapeDtypeStruct(shape, DTYPES[kind]) for name, (shape, kind) in arrays.items()}
-    writer = _Tree(use_ocdbt=False, type_handler_registry=registry, multiprocessing_options=alone)
+    writer = _Tree(use_ocdbt=False, use_zarr3=True, type_handler_registry=registry, multiprocessing_options=alone)
     try:
         with ocp.Checkpointer(writer, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(folder.absolute(), unflatten_dict(tree))
+    except CheckpointError:
+        raise
     except ValueError as error:  # so TensorStore calls whatever the disk refuses
         raise OSError(errno.EIO, " ".join(str(error).split())[:300], str(folder)) from error
     os.sync()  # once for all files: one by one, a disk is slow to say that it has them
@@ -53,7 +55,7 @@ def write_weights(folder: Path, arrays: Mapping[str, Spec], parts: Iterable[Part
 class _Tree(ocp.PyTreeCheckpointHandler):
     """A tree whose arrays have folders of their own."""
 
-    def finalize(self, directory: epath.Path) -> None:
+    def finalize(self, directory: Any) -> None:
         """Nothing: there is no database whose parts would have to be merged, of which orbax would warn."""
 
 
@@ -76,8 +78,8 @@ class _InParts(ocp.type_handlers.NumpyHandler):
         writing = None
         for name, layer, array in self._parts:
             store = stores[name] if layer is None else stores[name][layer]
-            height = store.chunk_layout.read_chunk.shape[0]
-            for start in range(0, len(array), height):  # the tiles of a large array are not all in memory at once
+            height = store.chunk_layout.write_chunk.shape[0]
+            for start in range(0, len(array), height):  # a file at a time: a large array is not in memory once more
                 rows = array[start : start + height]
                 self.digests[name].update(rows.reshape(-1).view(np.uint8).data)
                 if writing is not None:
@@ -92,10 +94,9 @@ async def _create(value: jax.ShapeDtypeStruct, info: ocp.type_handlers.ParamInfo
     """An array without numbers, in the place where orbax looks for it."""
     kind = NAMES[np.dtype(value.dtype)]
     spec = {
-        "driver": "zarr",
+        "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{info.path}/", "file_io_sync": False},
-        "metadata": {"shape": value.shape, "chunks": tile(info.name, value.shape, kind), "compressor": None},
-        "dtype": value.dtype.name,
+        "metadata": scheme(info.name, value.shape, kind),
         "store_data_equal_to_fill_value": True,
     }
     return await tensorstore.open(spec, create=True)

@@ -1,7 +1,10 @@
 """The native checkpoint: what is saved comes back, and what is not whole does not load."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from convert.load import load, open_model
@@ -99,27 +102,39 @@ def test_arrays_are_restored_where_they_are_told_to_be(native: Path):
     assert query.sharding == SingleDeviceSharding(device)
 
 
-@pytest.mark.parametrize("checkpointer", [ocp.PyTreeCheckpointer, ocp.StandardCheckpointer])
-def test_orbax_alone_restores_the_weights(native: Path, checkpointer: type[ocp.Checkpointer]):
-    with checkpointer() as opened:
-        tree = opened.restore(native / "weights")
-    ours = arrays(restore(native))
-    theirs = flatten_dict(tree, sep=".")
-    assert theirs.keys() == ours.keys()
-    for path, array in ours.items():
-        assert theirs[path].dtype == array.dtype
-        np.testing.assert_array_equal(theirs[path], array, err_msg=path)
+OPENED = """
+import hashlib, json, sys
+import jax, numpy as np, orbax.checkpoint as ocp
+with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(sys.argv[1])
+name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+digest = lambda array: hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
+print(json.dumps({name(path): digest(array) for path, array in jax.tree_util.tree_leaves_with_path(tree)}))
+assert not [name for name in sys.modules if "vqathinker" in name]
+"""
 
 
-def test_orbax_alone_restores_the_weights_of_a_saved_model_onto_a_mesh(native: Path, tmp_path: Path):
+@pytest.mark.parametrize(("motion", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_orbax_alone_opens_the_weights(tmp_path: Path, motion: bool, dtype: Dtype):
+    convert_checkpoint(source_folder(tmp_path / "source", motion=motion, dtype=dtype), tmp_path / "native")
+    command = [sys.executable, "-I", "-c", OPENED, str(tmp_path / "native/weights")]
+    opened = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert opened.returncode == 0, opened.stderr
+    sums = json.loads((tmp_path / "native/checksums.json").read_bytes())["weights"]
+    assert len(sums) > 20
+    assert json.loads(opened.stdout) == sums
+
+
+def test_orbax_alone_lays_the_weights_of_a_saved_model_over_a_mesh(native: Path, tmp_path: Path):
     model = restore(native, dtype="bfloat16")
     save(tmp_path / "saved", model, native)
-    mesh = Mesh(np.array(jax.devices()[:1]), ("fsdp",))
-    spread = NamedSharding(mesh, PartitionSpec())
-    with ocp.PyTreeCheckpointer() as opened:
-        names = opened.metadata(tmp_path / "saved/weights").item_metadata.tree
-        wanted = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=spread), names)
-        tree = opened.restore(tmp_path / "saved/weights", restore_args=wanted)
+    spread = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("fsdp",)), PartitionSpec())
+    like = {
+        tuple(name.split(".")): jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=spread)
+        for name, array in arrays(model).items()
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / "saved/weights", unflatten_dict(like))
     for path, array in flatten_dict(tree, sep=".").items():
         assert array.sharding == spread
         np.testing.assert_array_equal(array, arrays(model)[path], err_msg=path)
@@ -208,6 +223,25 @@ def test_where_a_checkpoint_cannot_go_or_come_from(source: Path, native: Path, t
 # Damage
 
 
+FULL = """
+import resource, sys
+from pathlib import Path
+from convert.native import convert_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+try:
+    convert_checkpoint(*map(Path, sys.argv[1:]))
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_is_told_in_a_line_and_nothing_stays(source: Path, tmp_path: Path):
+    command = [sys.executable, "-c", FULL, str(source), str(tmp_path / "native")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert re.fullmatch(r"\[Errno \d+\] .*: '.*weights'\n", refused.stdout), refused.stdout + refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def rewrite(name: str, **values: object) -> Callable[[Path], object]:
     def change(directory: Path) -> None:
         settings = json.loads((directory / name).read_text())
@@ -224,14 +258,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest cut": (lambda d: (d / "vqathinker.json").write_text('{"format": 3}'), r"format 3 with 1 entries, exp"),
     "no config": (lambda d: (d / "config.json").unlink(), r"native: no config.json"),
     "no weights": (lambda d: shutil.rmtree(d / "weights"), r"weights: missing; write the checkpoint again$"),
-    "no layer": (lambda d: (d / QUERY / "1.0.0.0").unlink(), r"kernel/1.0.0.0: missing; write the checkpoint again$"),
+    "no layer": (
+        lambda d: (d / QUERY / "c.1.0.0.0").unlink(),
+        r"kernel/c.1.0.0.0: missing; write the checkpoint again$",
+    ),
     "cut layer": (
-        lambda d: (d / QUERY / "1.0.0.0").write_bytes((d / QUERY / "1.0.0.0").read_bytes()[:-3]),
-        r"query.kernel/1.0.0.0: \d+ bytes, expected \d+; write the checkpoint again$",
+        lambda d: (d / QUERY / "c.1.0.0.0").write_bytes((d / QUERY / "c.1.0.0.0").read_bytes()[:-3]),
+        r"query.kernel/c.1.0.0.0: \d+ bytes, expected \d+; write the checkpoint again$",
     ),
     "text for an array": (
-        lambda d: (d / QUERY / ".zarray").write_text("[]"),
-        r"query.kernel/.zarray: does not describe an array \(.*\); write the checkpoint again$",
+        lambda d: (d / QUERY / "zarr.json").write_text("[]"),
+        r"query.kernel/zarr.json: does not describe an array \(.*\); write the checkpoint again$",
     ),
     "no checksums": (lambda d: (d / "checksums.json").unlink(), r"checksums.json: cannot be read"),
     "checksums of text": (lambda d: (d / "checksums.json").write_text("[]"), r"checksums.json: cannot be read"),
@@ -267,15 +304,15 @@ def test_weights_that_do_not_fit_the_config_are_listed(copy: Path):
 
 def test_what_is_missing_and_what_is_damaged_are_reported_together(copy: Path):
     shutil.copytree(copy / QUERY, copy / "weights/language.layers.quarry.kernel")
-    (copy / QUERY / "2.0.0.0").unlink()
-    (positions,) = (copy / "weights/vision.positions").glob("0*")
+    (copy / QUERY / "c.2.0.0.0").unlink()
+    (positions,) = (copy / "weights/vision.positions").glob("c.*")
     positions.write_bytes(b"cut")
-    (copy / "weights/language.embedding/.zarray").unlink()
+    (copy / "weights/language.embedding/zarr.json").unlink()
     with pytest.raises(CheckpointError) as fault:
         restore(copy)
     first, missing, unexpected, *damaged, _ = str(fault.value).splitlines()
     assert first == f"{copy / 'weights'}: 4 faults in the weights"
     assert missing.startswith("language.embedding: missing, expected (")
     assert unexpected.startswith("language.layers.quarry.kernel: unexpected, found (")
-    assert damaged[0].startswith(f"{copy / QUERY}/2.0.0.0: missing")
+    assert damaged[0].startswith(f"{copy / QUERY}/c.2.0.0.0: missing")
     assert damaged[1].startswith(f"{positions}: 3 bytes, expected ")

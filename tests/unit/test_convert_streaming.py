@@ -96,7 +96,7 @@ def read():
 directory = Path(sys.argv[1])
 whole = arrays(restore(directory))
 total = sum(array.nbytes for array in whole.values())
-described = sum(path.stat().st_size for path in directory.glob("weights/*/.zarray"))
+described = sum(path.stat().st_size for path in directory.glob("weights/*/zarr.json"))
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("fsdp", "tensor"))
 before = read()
 spread = arrays(restore(directory, mesh=mesh))
@@ -111,7 +111,7 @@ print((taken - described) / total)
 
 
 def test_each_device_reads_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tiles, "LIMIT", 512)  # as much smaller than a whole array as at 8B
+    monkeypatch.setattr(tiles, "TILE", 512)  # as much smaller than a whole array as at 8B
     published(tmp_path / "source", MOVING)
     convert_checkpoint(tmp_path / "source", tmp_path / "native")
     done = run_on_devices(4, "-c", SPREAD, str(tmp_path / "native"))

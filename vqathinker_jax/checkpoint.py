@@ -186,8 +186,11 @@ def _restored(
     kind = jax.dtypes.canonicalize_dtype(DTYPES[found.dtype] if dtype is None else jnp.dtype(dtype))
     if place is None:
         return jnp.asarray(found.read(*row), kind)
-    shape = found.shape[len(row) :]
-    return jax.make_array_from_callback(shape, place, lambda index: found.read(*row, *index).astype(kind, copy=False))
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        return found.read(*row, *(index or ())).astype(kind, copy=False)
+
+    return jax.make_array_from_callback(found.shape[len(row) :], place, part)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def is_stacked(name: str) -> bool:
     return name.startswith(("vision.layers.", "language.layers."))
 
 
-def scheme(name: str, shape: Shape, dtype: str) -> dict[str, Any]:
-    """How an array is kept, in zarr's words: a file for each layer, or for some rows; the longest side of tiles halved.
+def cut(name: str, shape: Shape, dtype: str) -> tuple[Shape, Shape]:
+    """The shapes of an array's files, one for each layer or for some rows, and of tiles: the longest side halved.
 
     So whichever axis a mesh cuts, a device finds its part in few tiles beyond its own.
     """
@@ -82,6 +82,11 @@ def scheme(name: str, shape: Shape, dtype: str) -> dict[str, Any]:
     part = [_count(length, side) * side for length, side in zip(shape, tile, strict=True)]
     rows = FILE // (math.prod(part[1:]) * itemsize)
     part[0] = 1 if is_stacked(name) else max(tile[0], min(part[0], rows // tile[0] * tile[0]))
+    return tuple(part), tuple(tile)
+
+
+def scheme(shape: Shape, part: Shape, tile: Shape, dtype: str) -> dict[str, Any]:
+    """How an array is kept, in zarr's words."""
     places = {"codecs": [_RAW], "index_codecs": [_RAW, {"name": "crc32c"}], "chunk_shape": tile}
     return {
         "shape": shape,
@@ -103,10 +108,10 @@ def open_tiled(folder: Path) -> dict[str, Tiled]:
     for path in sorted(folder.glob("*/zarr.json")):
         try:
             kept = json.loads(path.read_bytes())
-            part = kept["chunk_grid"]["configuration"]["chunk_shape"]
-            tile = kept["codecs"][0]["configuration"]["chunk_shape"]
+            part = tuple(kept["chunk_grid"]["configuration"]["chunk_shape"])
+            tile = tuple(kept["codecs"][0]["configuration"]["chunk_shape"])
             kind = NAMES[np.dtype(kept["data_type"])]
-            opened[path.parent.name] = Tiled(path.parent, *map(tuple, (kept["shape"], part, tile)), kind)
+            opened[path.parent.name] = Tiled(path.parent, tuple(kept["shape"]), part, tile, kind)
         except (ValueError, LookupError, TypeError) as error:
             faults.append(f"{path}: does not describe an array ({error}); write the checkpoint again")
     if faults:

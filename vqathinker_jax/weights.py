@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 
 from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.stored import DTYPES, NAMES, Spec
-from vqathinker_jax.tiles import scheme
+from vqathinker_jax.tiles import cut, scheme
 
 Part = tuple[str, int | None, np.ndarray]
 """An array's name, the layer where it is one of a stack, and the numbers."""
@@ -40,7 +40,10 @@ def write_weights(folder: Path, arrays: Mapping[str, Spec], parts: Iterable[Part
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
     tree = {tuple(name.split(".")): jax.ShapeDtypeStruct(shape, DTYPES[kind]) for name, (shape, kind) in arrays.items()}
-    writer = _Tree(use_ocdbt=False, use_zarr3=True, type_handler_registry=registry, multiprocessing_options=alone)
+    writer = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, use_zarr3=True, type_handler_registry=registry, multiprocessing_options=alone
+    )
+    writer.finalize = lambda directory: None  # there are no parts of a database to merge, of which orbax would warn
     try:
         with ocp.Checkpointer(writer, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(folder.absolute(), unflatten_dict(tree))
@@ -50,13 +53,6 @@ def write_weights(folder: Path, arrays: Mapping[str, Spec], parts: Iterable[Part
         raise OSError(errno.EIO, " ".join(str(error).split())[:300], str(folder)) from error
     os.sync()  # once for all files: one by one, a disk is slow to say that it has them
     return {name: digest.hexdigest() for name, digest in handler.digests.items()}
-
-
-class _Tree(ocp.PyTreeCheckpointHandler):
-    """A tree whose arrays have folders of their own."""
-
-    def finalize(self, directory: Any) -> None:
-        """Nothing: there is no database whose parts would have to be merged, of which orbax would warn."""
 
 
 class _InParts(ocp.type_handlers.NumpyHandler):
@@ -73,12 +69,22 @@ class _InParts(ocp.type_handlers.NumpyHandler):
         infos: Sequence[ocp.type_handlers.ParamInfo],
         args: Sequence[ocp.SaveArgs] | None = None,  # noqa: ARG002 orbax's signature
     ) -> list[Any]:
-        stores = {info.name: await _create(value, info) for value, info in zip(values, infos, strict=True)}
+        stores, heights = {}, {}
+        for value, info in zip(values, infos, strict=True):
+            kind = NAMES[np.dtype(value.dtype)]
+            part, tile = cut(info.name, value.shape, kind)
+            heights[info.name] = part[0]
+            spec = {
+                "driver": "zarr3",
+                "kvstore": {"driver": "file", "path": f"{info.path}/", "file_io_sync": False},
+                "metadata": scheme(value.shape, part, tile, kind),
+                "store_data_equal_to_fill_value": True,
+            }
+            stores[info.name] = await tensorstore.open(spec, create=True)
         self.digests = {name: hashlib.sha256() for name in stores}
         writing = None
         for name, layer, array in self._parts:
-            store = stores[name] if layer is None else stores[name][layer]
-            height = store.chunk_layout.write_chunk.shape[0]
+            store, height = (stores[name], heights[name]) if layer is None else (stores[name][layer], len(array))
             for start in range(0, len(array), height):  # a file at a time: a large array is not in memory once more
                 rows = array[start : start + height]
                 self.digests[name].update(rows.reshape(-1).view(np.uint8).data)
@@ -88,15 +94,3 @@ class _InParts(ocp.type_handlers.NumpyHandler):
         if writing is not None:
             await writing
         return []
-
-
-async def _create(value: jax.ShapeDtypeStruct, info: ocp.type_handlers.ParamInfo) -> tensorstore.TensorStore:
-    """An array without numbers, in the place where orbax looks for it."""
-    kind = NAMES[np.dtype(value.dtype)]
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{info.path}/", "file_io_sync": False},
-        "metadata": scheme(info.name, value.shape, kind),
-        "store_data_equal_to_fill_value": True,
-    }
-    return await tensorstore.open(spec, create=True)

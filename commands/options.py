@@ -98,6 +98,8 @@ def cache_compilations() -> None:
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqathinker-jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
+    # Also what took less than a second: there are dozens of those.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _backend() -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ def test_orbax_alone_lays_the_weights_of_a_saved_model_over_a_mesh(native: Path,
     }
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / "saved/weights", unflatten_dict(like))
-    flat: dict[str, jax.Array] = flatten_dict(tree, sep=".")
+    flat: dict[str, Any] = flatten_dict(tree, sep=".")
     for path, array in flat.items():
         assert array.sharding == spread
         np.testing.assert_array_equal(array, arrays(model)[path], err_msg=path)
@@ -228,6 +229,7 @@ def test_where_a_checkpoint_cannot_go_or_come_from(source: Path, native: Path, t
 FULL = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 from convert.native import convert_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
 try:

@@ -1,6 +1,7 @@
 """Training, what it would take, and videos to train on: `train`, `plan` and `synthesize`."""
 
 import runpy
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -162,7 +163,14 @@ def _read_recipe(path: Path) -> "TrainConfig":
 
     if not path.is_file():
         raise InputError(f"{path}: no such recipe; name a Python file such as configs/tiny_cpu.py")
-    config = runpy.run_path(str(path)).get("config")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except InputError:
+        raise
+    except Exception as error:  # a recipe is Python, which fails in any way
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"{path}{place}: {type(error).__name__}: {error}; correct the recipe") from error
     if not isinstance(config, TrainConfig):
         raise InputError(f"{path}: defines no `config` that is a TrainConfig; configs/tiny_cpu.py shows how")
     return config

@@ -11,7 +11,7 @@ from configs.grpo_lsvq_8b import config as paper
 
 config = replace(
     paper,
-    checkpoint="InternVL3-1B",
+    checkpoint="InternVL3-1B-motion",
     data=replace(paper.data, batch_size=8),
     rollout=replace(paper.rollout, micro_batches=4, max_new_tokens=1024),
     parameters="bfloat16",

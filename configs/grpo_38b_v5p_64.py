@@ -11,7 +11,7 @@ from configs.grpo_lsvq_8b import config as paper
 
 config = replace(
     paper,
-    checkpoint="InternVL3-38B",
+    checkpoint="InternVL3-38B-motion",
     data=replace(paper.data, batch_size=32),
     micro_batches=1,
     remat="blocks",

@@ -11,7 +11,6 @@ from configs.grpo_lsvq_8b import config as paper
 
 config = replace(
     paper,
-    checkpoint="InternVL3-8B",
     data=replace(paper.data, batch_size=32),
     rollout=replace(paper.rollout, micro_batches=2),
     micro_batches=4,

@@ -12,7 +12,6 @@ from vqathinker_jax.model.adapter import LoraConfig
 
 config = replace(
     paper,
-    checkpoint="InternVL3-8B",
     data=replace(paper.data, batch_size=8),
     lora=LoraConfig(rank=16),
     micro_batches=8,

@@ -124,7 +124,8 @@ def training(name: str, *, shown: bool = True) -> Iterator[Callable[[int, int, d
 
         def show(done: int, steps: int, metrics: dict[str, float]) -> None:
             seconds = sum(value for key, value in metrics.items() if key.startswith("seconds_"))
-            parts = [f"reward {metrics['reward']:.3f}"]
+            headline = "reward" if "reward" in metrics else "loss"
+            parts = [f"{headline} {metrics[headline]:.3f}"]
             parts += [f"kl {metrics['kl']:.4f}"] if "kl" in metrics else []
             parts += [f"{metrics['tokens'] / seconds:.0f} tokens/s"]
             bar.update(task, description=f"{printable(name)}: {', '.join(parts)}", completed=done, total=steps)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from vqathinker_jax.judge import Judge, Verdict
 
 COMPUTING = "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy"
-PACKAGES = (*COMPUTING, "transformers", "av", "pillow", "safetensors", "tqdm")
+PACKAGES = (
+    *COMPUTING,
+    *("transformers", "av", "pillow", "safetensors", "tensorstore", "tyro", "rich", "tensorboardX", "tqdm", "pyyaml"),
+)
 TOLERANCE = 0.5
 
 

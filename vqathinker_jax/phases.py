@@ -21,7 +21,7 @@ from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.language import PromptCache
 from vqathinker_jax.model.vlm import VLM, Sight
 from vqathinker_jax.optim import memory_places, optimizer
-from vqathinker_jax.policy import divide, reference_places
+from vqathinker_jax.policy import divide, reference_dtype, reference_places
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import layout_of, shardings, specification
@@ -66,7 +66,8 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     still, acting = _state(still, mesh, arithmetic), _state(moving, mesh, arithmetic)
     tx = optimizer(config.optimizer, 1)
     memory = jax.tree.map(_lying, jax.eval_shape(tx.init, moving), memory_places(tx, moving, mesh))
-    waiting = jax.tree.map(_lying, acting, reference_places(acting, mesh, config))
+    reference = _state(moving, mesh, reference_dtype(config, arithmetic))
+    waiting = jax.tree.map(_lying, reference, reference_places(reference, mesh, config))
     fixed = Fixed(still, (waiting, None) if config.loss.beta else None)
     whole = nnx.merge_state(acting, still)
 

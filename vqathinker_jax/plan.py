@@ -49,8 +49,10 @@ class Effort:
 def plan(config: TrainConfig, model: ModelConfig, target: Target, effort: Effort = Effort()) -> Plan:
     """The plan of a recipe, made in a process of its own.
 
-    Raises: InputError for what does not go together, or where libtpu is missing.
+    Raises: InputError for what does not go together, a supervised recipe, or where libtpu is missing.
     """
+    if config.stage != "grpo":
+        raise InputError(f"stage is {config.stage}: plans are made of GRPO steps only: name a recipe of that stage")
     if target.chip.platform == "tpu":
         _find_libtpu()
     made = subprocess.run(
@@ -227,7 +229,7 @@ def _largest_batch(config: TrainConfig, found: Plan, compiling: dict[str, Any]) 
 
 def _with_batch(config: TrainConfig, size: int) -> TrainConfig:
     """The recipe for another batch, whose groups of comparison are all of it."""
-    rewards = replace(config.rewards, ranking_group=0, temporal_group=0)
+    rewards = replace(config.rewards, ranking_group=None, temporal_group=None)
     return replace(config, data=replace(config.data, batch_size=size), rewards=rewards)
 
 

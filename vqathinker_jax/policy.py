@@ -68,8 +68,7 @@ def prepare(
     places = memory_places(tx, moving, mesh)
     reference = None
     if config.loss.beta and config.stage == "grpo":
-        # A moving average takes steps too small for bfloat16.
-        held = arithmetic if config.reference.mix == 1 else jnp.promote_types(arithmetic, jnp.float32)
+        held = reference_dtype(config, arithmetic)
         # A copy in any case: the update gives its own away.
         copied = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == held else x.astype(held), moving)
         reference = jax.device_put(copied, reference_places(moving, mesh, config)), None
@@ -90,6 +89,11 @@ def divide(
     model.lay_out(layout)
     graph, moving, still = nnx.split(model, _trainable(config), ...)
     return graph, moving, still
+
+
+def reference_dtype(config: TrainConfig, arithmetic: jnp.dtype) -> jnp.dtype:
+    """What the reference policy's weights are held in: a moving average takes steps too small for bfloat16."""
+    return arithmetic if config.reference.mix == 1 else jnp.promote_types(arithmetic, jnp.float32)
 
 
 def reference_places(moving: nnx.State, mesh: Mesh, config: TrainConfig) -> Any:

@@ -30,6 +30,8 @@ class ReferenceConfig:
     def __post_init__(self):
         if self.every < 0 or not 0 < self.mix <= 1:
             raise InputError(f"{self}: every must not be negative, mix in (0, 1]")
+        if self.mix != 1 and not self.every:
+            raise InputError(f"{self}: mix says how far the reference policy moves, and it never does; set every too")
         if self.every and self.memory == "host":
             raise InputError(
                 f"{self}: a reference policy that moves stays on the device; set every 0, or memory device"

@@ -99,13 +99,13 @@ def train(
                 policy, metrics, samples = supervised_step(policy, batch, responses, config, clock)
             else:
                 policy, metrics, samples = one_step(policy, batch, prompts, config, step, clock)
-            policy = follow(policy, config, step + 1)
             due = step % config.samples_every == 0
             told = _Told.of_all(mesh, batch, samples if due else [])
             if not metrics.pop("finite"):
                 savepoints.save(step, Savepoint(kept(policy, config), {"data": place}))
                 savepoints.wait()
                 raise NotFiniteError(_not_finite(step, metrics, told.videos, savepoints.directory))
+            policy = follow(policy, config, step + 1)
             metrics |= {
                 "learning_rate": float(np.asarray(falling(step * config.iterations))),
                 "unreadable": len(told.unreadable),

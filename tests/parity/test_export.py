@@ -6,6 +6,7 @@ layer before.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,11 +71,18 @@ def test_the_reference_case_computes_its_logits_in_transformers(scoring_case: Pa
         slot = np.flatnonzero(ids == context)[-1]
         clip = resize(read_clip(scoring_case / name, frames).frames_FYXC, expected["image_size"])
         pixels = torch.from_numpy(np.array(normalise(clip))).permute(0, 3, 1, 2)
+        prefix = torch.from_numpy(ids[None, :slot]).long()
         with torch.no_grad():
-            logits = model(pixel_values=pixels, input_ids=torch.from_numpy(ids[None, :slot]).long()).logits.numpy()
-        pick, V = video["logits"], logits.shape[-1]
-        index, value = np.array(pick["index"]), np.array(pick["value"])
-        before = index < slot * V
-        assert before.sum() > 10
-        error = np.abs(logits.reshape(-1)[index[before]] - value[before]).max()
-        assert error < TOLERANCE * pick["std"], f"{name}: off by {error / pick['std']:.1e} deviations"
+            seen = model.get_image_features(pixels).pooler_output
+            logits = model(pixel_values=pixels, input_ids=prefix).logits
+        for stage, found in {"pixel_values": pixels, "vision_embeds": seen, "logits": logits}.items():
+            error, deviation = largest_error(found.numpy(), video[stage])
+            assert error < TOLERANCE * deviation, f"{name}, {stage}: off by {error / deviation:.1e} deviations"
+
+
+def largest_error(found: np.ndarray, recorded: dict[str, Any]) -> tuple[float, float]:
+    """Of the recorded elements that an array has, which may be the beginning of the recorded one; and its deviation."""
+    index, value = np.array(recorded["index"]), np.array(recorded["value"])
+    there = index < found.size
+    assert there.sum() > 10
+    return float(np.abs(found.reshape(-1)[index[there]] - value[there]).max()), recorded["std"]

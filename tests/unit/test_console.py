@@ -62,3 +62,13 @@ def test_a_row_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str])
 def test_an_error_is_a_line_for_each_fault(capsys: pytest.CaptureFixture[str]):
     console.print_error(ValueError("one\x1b\ntwo"))
     assert capsys.readouterr() == ("", "error: one\ufffd\nerror: two\n")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [({"reward": 1.5, "loss": 0.1, "kl": 0.02}, "reward 1.500, kl 0.0200"), ({"loss": 2.0}, "loss 2.000")],
+)
+def test_a_step_of_either_stage_is_a_line(metrics: dict[str, float], shown: str, capsys: pytest.CaptureFixture[str]):
+    with console.training("run") as display:
+        display(1, 4, metrics | {"tokens": 30.0, "seconds_update": 2.0})
+    assert capsys.readouterr().err.splitlines()[-1] == f"step 1 of 4: {shown}, 15 tokens/s, 2.0 s"

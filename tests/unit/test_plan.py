@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 import run
+from configs import tiny_cpu
+from convert.load import open_config
+from vqathinker_jax import plan as planning
 from vqathinker_jax.budget import Plan, Row
 from vqathinker_jax.hardware import CHIPS, GIB, parse_target
-from vqathinker_jax.plan import bisect
+from vqathinker_jax.plan import Effort, bisect
+from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.records import InputError
 
 ROOT = Path(run.__file__).parent
@@ -45,6 +49,43 @@ def test_other_targets_are_refused(text: str):
 @pytest.mark.parametrize("most", [0, 1, 2, 5, 7])
 def test_the_largest_batch_is_found_from_either_side(first: int, most: int):
     assert bisect(lambda units: units <= most, first) == most
+
+
+@pytest.mark.parametrize(("most", "largest"), [(9, 8), (4, 4), (1, 0)])
+def test_the_search_asks_for_other_batches_of_the_recipe(most: int, largest: int, monkeypatch: pytest.MonkeyPatch):
+    """The tiny recipe takes two videos a step in two parts, so batches are whole multiples of two."""
+
+    def compiled(config: TrainConfig, **_: object) -> Plan:
+        row = replace(FULL, peak=config.data.batch_size * GIB, capacity=most * GIB)
+        return Plan("cpu:1", 1, {"data": 1, "fsdp": 1}, config.data.batch_size, False, [row], 1.0, 0.1)
+
+    monkeypatch.setattr(planning, "_compiled", compiled)
+    recipe = replace(tiny_cpu.config, micro_batches=2)
+    model = open_config(Path(recipe.checkpoint))
+    assert planning.make(recipe, model, parse_target("cpu:1"), Effort(search=True)).largest_batch == largest
+
+
+def test_supervised_training_is_not_planned():
+    recipe = replace(tiny_cpu.config, stage="sft")
+    with pytest.raises(InputError, match="stage is sft: plans are made of GRPO steps only"):
+        planning.plan(recipe, open_config(Path(recipe.checkpoint)), parse_target("cpu:1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("config = nonsense", ", line 1: NameError"),
+        ("x = 1\nconfig = TrainConfig(", "SyntaxError"),
+        ("x = 1", "defines no"),
+    ],
+)
+def test_a_recipe_with_a_slip_is_told_in_a_line(text: str, fault: str, tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "recipe.py").write_text(text)
+    monkeypatch.setattr("sys.argv", ["run.py", "plan", str(tmp_path / "recipe.py"), "--topology", "cpu:1"])
+    assert run.main() == 2
+    said = capsys.readouterr().err
+    assert fault in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_topology_or_devices_but_not_both(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

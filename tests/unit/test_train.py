@@ -275,9 +275,13 @@ def test_a_reference_in_the_hosts_memory_changes_nothing(small: TrainConfig, str
         np.testing.assert_allclose(row["grad_norm"], before["grad_norm"], rtol=1e-5)
 
 
-def test_a_reference_that_follows_cannot_wait_on_the_host():
-    with pytest.raises(InputError, match="set every 0, or memory device"):
-        ReferenceConfig(every=1, memory="host")
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [({"every": 1, "memory": "host"}, "set every 0, or memory device"), ({"mix": 0.5}, "it never does; set every too")],
+)
+def test_a_reference_that_cannot_be_is_refused(settings: dict[str, Any], fault: str):
+    with pytest.raises(InputError, match=fault):
+        ReferenceConfig(**settings)
 
 
 def test_micro_batches_change_nothing_but_rounding(small: TrainConfig, straight: Path, tmp_path: Path):

@@ -297,6 +297,6 @@ def _stack(samples: Sequence[Sample]) -> Batch:
 
 def _fingerprint(sets: Sequence[Sequence[Row]], config: DataConfig) -> str:
     """A mark of all that decides which row stands where."""
-    rows = [[[row.dataset, row.id, row.name, row.problem, row.mos] for row in rows] for rows in sets]
+    rows = [[[row.dataset, row.id, row.name, row.problem, row.mos, row.response] for row in rows] for rows in sets]
     order = [config.batch_size, config.order, config.seed, config.weights]
     return hashlib.sha256(json.dumps([rows, order]).encode()).hexdigest()[:16]

@@ -182,7 +182,7 @@ print(json.dumps([here.ids(batch), batch.order_PF.tolist(), int(batch.frames_PFY
     assert json.loads(finished.stdout) == [ids(batch), batch.order_PF.tolist(), int(batch.frames_PFYXC.sum())]
 
 
-@pytest.mark.parametrize("change", ["seed", "batch_size", "order", "rows", "scores"])
+@pytest.mark.parametrize("change", ["seed", "batch_size", "order", "rows", "scores", "responses"])
 def test_a_state_of_other_data_is_refused(change: str, rows: list[Row]):
     state = batches(rows).get_state()
     other = {
@@ -191,6 +191,7 @@ def test_a_state_of_other_data_is_refused(change: str, rows: list[Row]):
         "order": lambda: batches(rows, order="reference"),
         "rows": lambda: batches(rows[:-1]),
         "scores": lambda: batches([dataclasses.replace(rows[0], mos=5.0), *rows[1:]]),
+        "responses": lambda: batches([dataclasses.replace(rows[0], response="<answer>1.20</answer>"), *rows[1:]]),
     }[change]()
     with pytest.raises(InputError, match="other rows"):
         other.set_state(state)

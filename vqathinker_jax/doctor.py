@@ -21,7 +21,19 @@ if TYPE_CHECKING:
 COMPUTING = "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy"
 PACKAGES = (
     *COMPUTING,
-    *("transformers", "av", "pillow", "safetensors", "tensorstore", "tyro", "rich", "tensorboardX", "tqdm", "pyyaml"),
+    *(
+        "transformers",
+        "av",
+        "pillow",
+        "safetensors",
+        "tensorstore",
+        "tyro",
+        "rich",
+        "tensorboardX",
+        "tqdm",
+        "absl-py",
+        "pyyaml",
+    ),
 )
 TOLERANCE = 0.5
 

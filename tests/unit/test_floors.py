@@ -3,10 +3,13 @@
 import ast
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pytest
+
+from vqathinker_jax.doctor import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,3 +135,26 @@ def test_no_text_mentions_a_machines_paths():
     for path in texts:
         found = machine_path.search(path.read_text(encoding="utf-8"))
         assert not found, f"{path.relative_to(ROOT)} mentions the path {found.group()}…"
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "absl": "absl-py", "orbax": "orbax-checkpoint"}
+"""Names that packages install under where they are not the ones they are imported by."""
+OPTIONAL = {"torch", "wandb"}
+"""What a function asks for by name where it is missing."""
+
+
+def declared() -> set[str]:
+    """The packages that installing this one brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {re.split(r"[\[<>=; ]", line)[0] for line in project["dependencies"]}
+
+
+def test_what_is_imported_is_declared_and_no_more():
+    packages = {name.split(".")[0] for source in SOURCES for name, _ in imports(source)}
+    packages -= set(sys.stdlib_module_names) | OWN_PACKAGES | OPTIONAL
+    assert {DISTRIBUTIONS.get(package, package) for package in packages} == declared()
+
+
+def test_doctor_looks_for_what_is_declared():
+    # decord has no wheel everywhere; doctor tells of it among the decoders.
+    assert set(PACKAGES) == declared() - {"decord"}

@@ -18,22 +18,9 @@ from vqathinker_jax.records import InputError
 if TYPE_CHECKING:
     from vqathinker_jax.judge import Judge, Verdict
 
-COMPUTING = "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy"
 PACKAGES = (
-    *COMPUTING,
-    *(
-        "transformers",
-        "av",
-        "pillow",
-        "safetensors",
-        "tensorstore",
-        "tyro",
-        "rich",
-        "tensorboardX",
-        "tqdm",
-        "absl-py",
-        "pyyaml",
-    ),
+    *("jax", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "absl-py", "numpy", "scipy", "transformers"),
+    *("safetensors", "av", "pillow", "pyyaml", "tyro", "rich", "tqdm", "tensorboardX"),
 )
 TOLERANCE = 0.5
 

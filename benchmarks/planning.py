@@ -82,6 +82,7 @@ LEVERS = {
         ("parameters_float32", plain(parameters="float32")),
         ("micro_batches_4", plain(micro_batches=4)),
         ("remat_layers", plain(remat="layers")),
+        ("remat_products", plain(remat="products")),
         ("remat_none", plain(remat="none")),
         ("attention_blocks", plain(attention="blocks")),
     )

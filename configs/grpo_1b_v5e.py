@@ -1,4 +1,5 @@
-"""The paper's GRPO of the 1B model on one v5e chip, with the vision tower as it is, without which it does not fit:
+"""The paper's GRPO of the 1B model on one v5e chip, with the vision tower as it is: with it moving, the update would
+take 15.1 of the 15.8 GiB by its plan (`benchmarks/plans`), which is too near the edge to rely on.
 
     python run.py plan configs/grpo_1b_v5e.py --topology v5e:1x1 --model 1B
     python run.py train configs/grpo_1b_v5e.py --run-dir runs/grpo_1b_v5e \\

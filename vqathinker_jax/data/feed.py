@@ -74,8 +74,16 @@ def feed(videos: Sequence[Path], view: View, workers: int) -> Iterator[Seen | No
         while waiting or suspects or running:
             # Suspects have the pool to themselves, one at a time, so that it is clear which of them kills it.
             while (suspects and not running) or (waiting and not suspects and len(running) < READ_AHEAD * workers + 1):
-                place = (suspects or waiting).popleft()
-                running[pool.submit(look, place, videos[place], view)] = place
+                queue = suspects or waiting
+                try:
+                    running[pool.submit(look, queue[0], videos[queue[0]], view)] = queue[0]
+                except BrokenProcessPool:  # a worker has died since; where others were in work, they tell so below
+                    if running:
+                        break
+                    pool.shutdown()
+                    pool = _pool(workers)
+                else:
+                    queue.popleft()
             done, _ = wait(running, PATIENCE_S, FIRST_COMPLETED)
             if not done:
                 yield None

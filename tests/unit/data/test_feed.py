@@ -2,7 +2,10 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +68,18 @@ def test_a_file_that_kills_its_decoder_is_one_fault(videos: list[Path], monkeypa
     found = seen_by(videos, 2)
     assert [seen.place for seen in found if seen.clip is None] == [2, 5, 6]
     assert "2.mp4: ends the process that decodes it" in str(found[2].fault)
+
+
+def test_a_worker_that_dies_while_nobody_waits_for_it_costs_no_file(videos: list[Path]):
+    files = feed([videos[0]] * 6, VIEW, 1)
+    found = [next(seen for seen in files if seen is not None)]
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(1)  # as long as a device may be busy, and long enough for the pool to see it
+    found += [seen for seen in files if seen is not None]
+    assert sorted(seen.place for seen in found) == list(range(6))
+    assert all(seen.clip is not None for seen in found)
 
 
 def test_an_error_that_nobody_foresaw_is_a_fault_of_its_file(videos: list[Path], monkeypatch: pytest.MonkeyPatch):

@@ -3,8 +3,8 @@
 A checkpoint is written beside its place and moved there when it is whole.
 """
 
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +50,8 @@ def replacing(directory: Path, *, force: bool = False) -> Iterator[Path]:
     """
     directory = directory.absolute()
     check_free(directory, force=force)
-    partial, former = (directory.with_name(f"{directory.name}.{word}-{os.getpid()}") for word in ("partial", "former"))
+    mark = uuid.uuid4().hex  # a process id comes again: in a container every process may be number 1
+    partial, former = (directory.with_name(f"{directory.name}.{word}-{mark}") for word in ("partial", "former"))
     try:
         partial.mkdir(parents=True)
         yield partial

@@ -25,8 +25,8 @@ from vqathinker_jax.records import InputError
 
 METRICS, SAMPLES, UNREADABLE = FILES = "metrics.jsonl", "samples.jsonl", "unreadable.jsonl"
 
-_EMPTY = {".lock", "savepoints"}
-"""What a run that failed before its first step leaves behind."""
+_EMPTY = {".lock", "savepoints", "config.json.partial"}
+"""What a run that failed, or was killed, before its first step leaves behind."""
 
 
 class Journal:

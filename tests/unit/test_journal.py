@@ -71,6 +71,13 @@ def test_a_folder_of_other_things_or_a_file_is_refused(tmp_path: Path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_run_killed_while_its_configuration_was_written_starts_again(tmp_path: Path):
+    (tmp_path / "config.json.partial").write_text("{")
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.begin(0)
+    assert not (tmp_path / "config.json.partial").exists()
+
+
 def test_two_processes_on_one_run_are_refused(tmp_path: Path):
     other = (
         "import sys\nfrom pathlib import Path\nfrom vqathinker_jax.journal import Journal\n"

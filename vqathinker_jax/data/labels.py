@@ -186,9 +186,10 @@ def _table(meta: Path) -> list[tuple[int, dict[str, Any]]]:
 def _entries(meta: Path) -> list[dict[str, Any]]:
     import yaml  # comes with flax; needed for this one form of list
 
+    text = bytes_of(meta)
     try:
-        entries = yaml.safe_load(bytes_of(meta))
-    except yaml.YAMLError as error:
+        entries = yaml.safe_load(text)
+    except Exception as error:  # not only its own: impossible dates, odd tags and deep nesting come as Python's
         raise InputError(f"no YAML ({' '.join(str(error).split()):.120}): write a list of sets") from None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError("holds no list of sets: write one '- meta: FILE' with 'videos: FOLDER' for each")

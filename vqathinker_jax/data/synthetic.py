@@ -101,13 +101,16 @@ def write_set(
     `workers` processes make the videos (default: one a core); with 1 this one does.
 
     Raises:
-        InputError: the folder holds another set.
+        InputError: the folder holds another set or a damaged seal, or there are no workers.
     """
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 1:
+        raise InputError(f"workers is {workers}: give 1 or more")
     if not _stands(folder, config):
         jobs = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
         for split in SPLITS:
             (folder / split).mkdir(parents=True, exist_ok=True)
-        made = _made(partial(_write_clip, folder, config), jobs, workers or os.cpu_count() or 1)
+        made = _made(partial(_write_clip, folder, config), jobs, workers)
         truths = list(tqdm(made, total=len(jobs), desc="synthetic clips", unit=" clips", disable=not progress))
         for split in SPLITS:
             _write_manifests(folder, split, [truth for truth in truths if truth.id.startswith(f"{split}/")])
@@ -217,12 +220,15 @@ def _stands(folder: Path, config: SyntheticConfig) -> bool:
     """Whether the folder holds this very set.
 
     Raises:
-        InputError: it holds another one.
+        InputError: it holds another one, or its seal is damaged.
     """
+    seal = folder / SEAL
     try:
-        found = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        found = dict(json.loads(seal.read_bytes()))
     except FileNotFoundError:
         return False
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{seal}: damaged ({error}): delete it, and the set is written anew") from None
     due = _identity(config)
     other = ", ".join(f"{key} {found.get(key)}, not {value}" for key, value in due.items() if found.get(key) != value)
     if other:
@@ -238,4 +244,6 @@ def _identity(config: SyntheticConfig) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

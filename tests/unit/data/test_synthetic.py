@@ -205,6 +205,34 @@ def test_another_set_is_not_written_over(folder: Path):
         write_set(folder, replace(CONFIG, size=64))
 
 
+@pytest.mark.parametrize("torn", ["", "[1]", '"'])
+def test_a_damaged_seal_is_told_with_its_cure(tmp_path: Path, torn: str):
+    (tmp_path / "set.json").write_text(torn)
+    with pytest.raises(InputError, match=r"set.json: damaged \(.*\): delete it, and the set is written anew"):
+        write_set(tmp_path, CONFIG, workers=1)
+
+
+def test_a_seal_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    replaced = Path.replace
+
+    def kill(self: Path, target: Path) -> Path:
+        if target.name == "set.json":
+            raise KeyboardInterrupt
+        return replaced(self, target)
+
+    monkeypatch.setattr(Path, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        write_set(tmp_path, replace(CONFIG, train=1, in_domain=1, out_of_domain=1), workers=1)
+    assert (tmp_path / "train.json").is_file()
+    assert not (tmp_path / "set.json").exists()
+
+
+@pytest.mark.parametrize("workers", [-1, 0])
+def test_no_workers_are_refused(tmp_path: Path, workers: int):
+    with pytest.raises(InputError, match=f"workers is {workers}: give 1 or more"):
+        write_set(tmp_path, CONFIG, workers)
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [

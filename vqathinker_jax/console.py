@@ -106,7 +106,8 @@ def counting(what: str) -> Iterator[Callable[[int, int | None, str], None]]:
         def show(done: int, total: int | None, note: str) -> None:
             bar.update(task, description=f"{printable(what)}: {printable(note)}", completed=done, total=total)
             if not console.is_terminal and (done % 100 == 0 or done == total):
-                print(f"{printable(what)}: {done} of {total}, {printable(note)}", file=sys.stderr, flush=True)
+                count = f"{done}" if total is None else f"{done} of {total},"
+                print(f"{printable(what)}: {count} {printable(note)}", file=sys.stderr, flush=True)
 
         yield show
 

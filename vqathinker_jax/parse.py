@@ -21,8 +21,9 @@ REFERENCE_SCORE = 3.0
 # Of larger numbers float32 can no longer hold the variance.
 LARGEST = 1e15
 
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+"""What a completion puts between its answer tags."""
 _THINKING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FORM = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 _RATING = re.compile(r"-?\d+(\.\d+)?")
 
@@ -46,7 +47,7 @@ def parse_score(text: str, reference_fallback: bool = False) -> Answer | Unparsa
 
     Source: the reference's evaluation script.
     """
-    thinking, answer = _inside(_THINKING, text), _inside(_ANSWER, text)
+    thinking, answer = _inside(_THINKING, text), _inside(ANSWER, text)
     score = _number(answer)
     if reference_fallback:
         return Answer(REFERENCE_SCORE if score is None else score, thinking, answer)
@@ -67,7 +68,7 @@ def parse_rollout(
     Source: the reference's `grpo_jsonl.py`.
     """
     thinking, formatted = _inside(_THINKING, text), _FORM.fullmatch(text) is not None
-    answer = (_ANSWER.findall(text) or [text])[-1].strip()
+    answer = (ANSWER.findall(text) or [text])[-1].strip()
     number = _RATING.search(answer)
     if number and abs(float(number.group())) <= LARGEST:
         score = float(number.group())
@@ -99,7 +100,7 @@ def _number(answer: str) -> float | None:
 def _reason(text: str, answer: str, score: float | None) -> str:
     if "<answer>" not in text:
         return "no <answer> tags"
-    if not _ANSWER.search(text):
+    if not ANSWER.search(text):
         return "the text breaks off: <answer> is never closed"
     if not answer:
         return "the <answer> tags are empty"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vqathinker_jax.data.labels import LETTERS, Choice, Item
-from vqathinker_jax.parse import parse_score
+from vqathinker_jax.parse import ANSWER, parse_score
 from vqathinker_jax.records import Answer
 
 DESCRIBE = (
@@ -17,7 +17,6 @@ DESCRIBE = (
     "smoothness of motion, and what limits it most."
 )
 PICK = "Answer with the letter of the right option."
-_MARKED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Z])(?:[.:)]|\s*(?:\n|$))")  # an article in front of a word is no letter of an option
 
 
@@ -60,7 +59,7 @@ def _read_choice(item: Item, text: str) -> Reading:
 
 def pick(text: str, options: tuple[str, ...]) -> int | None:
     """Which option (from 0) an answer names, by its letter in front or by its own text; None where it names none."""
-    marked = _MARKED.findall(text)
+    marked = ANSWER.findall(text)
     answer = (marked[-1] if marked else text).strip()
     for place, (name, option) in enumerate(zip(LETTERS, options, strict=False)):
         if _plain(answer) in {_plain(option), _plain(f"{name} {option}")}:

@@ -64,6 +64,15 @@ def test_an_error_is_a_line_for_each_fault(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr() == ("", "error: one\ufffd\nerror: two\n")
 
 
+@pytest.mark.parametrize(("total", "shown"), [(None, "film.mp4: 100 windows"), (200, "film.mp4: 100 of 200, windows")])
+def test_what_is_counted_is_told_with_its_total_where_that_is_known(
+    total: int | None, shown: str, capsys: pytest.CaptureFixture[str]
+):
+    with console.counting("film.mp4") as count:
+        count(100, total, "windows")
+    assert capsys.readouterr().err.splitlines()[-1] == shown
+
+
 @pytest.mark.parametrize(
     ("metrics", "shown"),
     [({"reward": 1.5, "loss": 0.1, "kl": 0.02}, "reward 1.500, kl 0.0200"), ({"loss": 2.0}, "loss 2.000")],

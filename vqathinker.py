@@ -10,6 +10,7 @@ The same videos give the same verdicts on every call, whatever stands beside the
 up to how a device's sums are rounded; with a temperature, drawn from the seed and a video's place in the list.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,13 +76,17 @@ def score(judge: Judge, videos: Sequence[str | Path | np.ndarray], batch_size: i
         raise InputError(f"batch_size is {batch_size}: give at least 1")
     verdicts: dict[int, Verdict] = {}
 
-    def clips() -> Iterator[tuple[int, str, Clip]]:
+    def clips() -> Iterator[tuple[int, int, str, Clip]]:
         for number, video in enumerate(videos):
             name = f"videos[{number}]" if isinstance(video, np.ndarray) else str(video)
+            started = time.perf_counter()
             try:
-                yield number, name, _clip(name, video, judge.view)
+                clip = _clip(name, video, judge.view)
             except VideoError as fault:
-                verdicts[number] = Verdict(name, judge.view.decoder, 0.0, reason=str(fault))
+                seconds = round(time.perf_counter() - started, 3)
+                verdicts[number] = Verdict(name, judge.view.decoder, seconds, reason=str(fault))
+            else:
+                yield number, number, name, clip
 
     verdicts.update(rate(judge, clips(), batch_size))
     return [verdicts[number] for number in range(len(videos))]

@@ -15,26 +15,27 @@ from vqathinker_jax.records import Clip
 Tag = TypeVar("Tag")
 
 
-def rate(judge: Judge, clips: Iterable[tuple[Tag, str, Clip]], places: int = 4) -> Iterator[tuple[Tag, Verdict]]:
-    """The verdict on each clip of tags, names and clips, under its tag, in the order in which answers end.
+def rate(judge: Judge, clips: Iterable[tuple[Tag, int, str, Clip]], places: int = 4) -> Iterator[tuple[Tag, Verdict]]:
+    """The verdict on each clip of tags, numbers, names and clips, under its tag, in the order in which answers end.
 
     Clips hold as many frames as the judge's view; their draws, where it samples, come from its seed and their number.
+    The seconds of a verdict begin where `clips` is asked for its clip.
     """
     ids_PS, mask_PS = prompt.pad_left(
         [prompt_ids(judge.config, judge.tokenizer, judge.view, judge.sampling)], judge.tokens.pad
     )
-    in_work: dict[int, tuple[Tag, str, Clip, float]] = {}
 
     def prompts() -> Iterator[Prompt]:
-        for number, (tag, name, clip) in enumerate(clips):
-            in_work[number] = tag, name, clip, time.perf_counter()
+        started = time.perf_counter()
+        for tag, number, name, clip in clips:
             frames_FYXC = resize(clip.frames_FYXC, judge.view.image_size)
             draws = jax.random.fold_in(jax.random.key(judge.seed), number)
-            yield Prompt(number, frames_FYXC, ids_PS[0], mask_PS[0], draws)
+            yield Prompt((tag, name, clip, started), frames_FYXC, ids_PS[0], mask_PS[0], draws)
+            started = time.perf_counter()
 
     ending = {"context_id": judge.tokens.context, "stop_id": judge.tokens.stop, "sampling": judge.sampling}
     for written in answers(judge.graph, judge.state, prompts(), places=places, **ending):
-        tag, name, clip, started = in_work.pop(written.tag)
+        tag, name, clip, started = written.tag
         seen = Seen(
             video=name,
             decoder=judge.view.decoder,

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from vqathinker_jax.batch import rate
 from vqathinker_jax.data.windows import Span, read_windows
 from vqathinker_jax.judge import Judge, Verdict
-from vqathinker_jax.records import HIGHEST, LOWEST, Clip
+from vqathinker_jax.records import HIGHEST, LOWEST, Clip, InputError
 
 NOTE = "an extension: the paper rates whole videos, not windows"
 WORST = 3
@@ -46,10 +46,11 @@ def rate_windows(judge: Judge, video: Path, span: Span, places: int = 4) -> Iter
     """
     lost: list[Moment] = []
 
-    def clips() -> Iterator[tuple[float, str, Clip]]:
-        for start_s, clip in read_windows(video, judge.view.frames, judge.view.image_size, span):
+    def clips() -> Iterator[tuple[float, int, str, Clip]]:
+        windows = read_windows(video, judge.view.frames, judge.view.image_size, span)
+        for number, (start_s, clip) in enumerate(windows):
             if clip.indices:
-                yield start_s, str(video), clip
+                yield start_s, number, str(video), clip
             else:
                 lost.append(_moment(start_s, span, Verdict(str(video), judge.view.decoder, 0.0, reason=clip.health[0])))
 
@@ -83,10 +84,21 @@ def names(videos: Sequence[Path]) -> list[str]:
     return found
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder for curves, where it is not there.
+
+    Raises: InputError where it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: no folder for curves ({error.strerror}); name another by --curves") from None
+
+
 def write(folder: Path, name: str, video: Path, span: Span, moments: Sequence[Moment]) -> dict[str, Any]:
     """Write `name.json` and `name.png` into a folder, which is made; returns what the former holds."""
     moments = sorted(moments, key=lambda moment: moment.start_s)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     ratings = [moment.score for moment in moments if moment.score is not None]
     told = {
         "video": str(video),

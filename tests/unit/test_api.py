@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,21 @@ def test_the_same_call_gives_the_same_verdicts_drawn_or_not(checkpoint: Path, vi
     expected = texts(vqathinker.score(one, videos))
     assert texts(vqathinker.score(one, videos, batch_size=1)) == expected
     assert texts(vqathinker.score(other, videos)) != expected
+
+
+def test_a_file_that_cannot_be_read_changes_no_others_draws(checkpoint: Path, videos: list[Path]):
+    judge = vqathinker.load(checkpoint, view=VIEW, sampling=replace(SHORT, temperature=1.0))
+    expected = texts(vqathinker.score(judge, videos))
+    assert texts(vqathinker.score(judge, ["gone.mp4", *videos[1:]]))[1:] == expected[1:]
+
+
+def test_the_seconds_of_a_verdict_count_the_reading(
+    judge: vqathinker.Judge, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    read = vqathinker.read_clip
+    monkeypatch.setattr(vqathinker, "read_clip", lambda *given: time.sleep(0.5) or read(*given))
+    found = vqathinker.score(judge, [videos[0], "gone.mp4"], batch_size=1)
+    assert all(verdict.seconds >= 0.5 for verdict in found)
 
 
 @pytest.mark.parametrize("given", [None, vqathinker.View(5, 56)])

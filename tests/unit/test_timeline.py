@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from tests import checkpoints, clips
 from tests.evaluation import open_judge
+from vqathinker_jax import timeline
 from vqathinker_jax.data.windows import Span
+from vqathinker_jax.judge import View
+from vqathinker_jax.records import Clip
 from vqathinker_jax.timeline import Moment, draw, rate_windows, worst, write
 
 
@@ -47,6 +51,17 @@ def test_windows_are_rated_one_by_one_and_written(tmp_path: Path):
     assert "extension" in told["note"]
     assert (told["mean"], len(told["moments"])) == (None, 3)
     assert (tmp_path / "curves" / "long.png").stat().st_size > 0
+
+
+def test_a_window_that_is_lost_changes_no_others_draws(monkeypatch: pytest.MonkeyPatch):
+    lost = Clip(np.empty((0, 0, 0, 3), np.uint8), (), (), ("no frame of it could be decoded",))
+    whole = Clip(np.zeros((1, 56, 56, 3), np.uint8), (0,), (0.0,))
+    monkeypatch.setattr(timeline, "read_windows", lambda *_: [(0.0, whole), (1.0, lost), (2.0, whole)])
+    numbers: list[int] = []
+    monkeypatch.setattr(timeline, "rate", lambda _, clips, places: numbers.extend(n for _, n, *_ in clips) or [])
+    (moment,) = rate_windows(Mock(view=View(1, 56)), Path("long.mp4"), Span(1.0))
+    assert (moment.start_s, moment.reason) == (1.0, "no frame of it could be decoded")
+    assert numbers == [0, 2]
 
 
 @pytest.mark.parametrize("scores", [[3.0], [None], [1.0, 5.0]])

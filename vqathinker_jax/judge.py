@@ -22,7 +22,7 @@ from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.config import ModelConfig, ViewConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import parse_score
-from vqathinker_jax.records import Answer, Clip, InputError, VideoError
+from vqathinker_jax.records import Answer, InputError, VideoError
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -197,28 +197,11 @@ class Judge:
             clip = read_clip(video, self.view.frames, self.view.decoder)
         except VideoError as error:
             return Seen(str(video), self.view.decoder, _since(started), reason=str(error)), False
-        text, ended = self._complete([clip], [ids_T], progress)[0]
-        seen = Seen(
-            video=str(video),
-            decoder=self.view.decoder,
-            seconds=_since(started),
-            text=text,
-            frame_indices=clip.indices,
-            frame_times_s=tuple(round(t, 4) for t in clip.times_s),
-            health=clip.health,
-        )
-        return seen, not ended
-
-    def _complete(
-        self, clips: list[Clip], ids_PT: list[np.ndarray], progress: Callable[[int], None]
-    ) -> list[tuple[str, bool]]:
-        """One completion a clip: its text, and whether it ended by itself."""
-        ids_PS, mask_PS = prompt.pad_left(ids_PT, self.tokens.pad)
-        frames_PFYXC = np.stack([resize(clip.frames_FYXC, self.view.image_size) for clip in clips])
+        ids_PS, mask_PS = prompt.pad_left([ids_T], self.tokens.pad)
         made = generate(
             self.graph,
             self.state,
-            encode(self.graph, self.state, frames_PFYXC),
+            encode(self.graph, self.state, resize(clip.frames_FYXC, self.view.image_size)[None]),
             ids_PS,
             mask_PS,
             context_id=self.tokens.context,
@@ -228,11 +211,17 @@ class Judge:
             key=jax.random.key(self.seed),
             progress=progress,
         )
-        rows = zip(made.ids_PGC[:, 0], made.lengths_PG[:, 0], made.stopped_PG[:, 0], strict=True)
-        return [(self._text(ids[:length]), bool(stopped)) for ids, length, stopped in rows]
-
-    def _text(self, ids_T: np.ndarray) -> str:
-        return prompt.decode(self.tokenizer, ids_T)
+        written_T = made.ids_PGC[0, 0, : made.lengths_PG[0, 0]]
+        seen = Seen(
+            video=str(video),
+            decoder=self.view.decoder,
+            seconds=_since(started),
+            text=prompt.decode(self.tokenizer, written_T),
+            frame_indices=clip.indices,
+            frame_times_s=tuple(round(t, 4) for t in clip.times_s),
+            health=clip.health,
+        )
+        return seen, not made.stopped_PG[0, 0]
 
 
 def _since(started: float) -> float:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from vqathinker_jax.budget import Plan, Row
 from vqathinker_jax.flops import count_flops
-from vqathinker_jax.hardware import CHIPS, Target
+from vqathinker_jax.hardware import CHIPS, GIB, Target
 from vqathinker_jax.hlo import largest_arrays, read_work
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.phases import Phase, phases
@@ -149,7 +149,7 @@ def _compiled(
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                refused = f"{phase.name}: {_short(str(error))}"
+                refused = f"{phase.name}: {_short(str(error))} {_asked_for(phase)}"
                 break
     seconds = sum(row.times * row.roofline for row in rows)
     useful = sum(row.times * row.useful_flops for row in rows)
@@ -252,6 +252,13 @@ def _short(error: str) -> str:
     lines = [line.strip() for line in error.splitlines()]
     kept = [line for line in lines if line.startswith(("RESOURCE", "Used", "Size:", "Shape:", "Operator:", "Total"))]
     return " ".join(kept or lines)[:900]
+
+
+def _asked_for(phase: Phase) -> str:
+    """The largest arrays of a program that the compiler refused, and of which it left nothing but what it was given."""
+    arrays = largest_arrays(phase.lower().as_text(dialect="hlo"))
+    named = ", ".join(f"{name} {size / GIB:.2f}" for size, name in arrays)
+    return f"Largest as it was asked, over all chips, in GiB: {named}"
 
 
 def answer() -> int:

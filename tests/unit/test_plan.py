@@ -6,6 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import run
@@ -14,6 +16,7 @@ from convert.load import open_config
 from vqathinker_jax import plan as planning
 from vqathinker_jax.budget import Plan, Row
 from vqathinker_jax.hardware import CHIPS, GIB, parse_target
+from vqathinker_jax.phases import Phase
 from vqathinker_jax.plan import Effort, bisect
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.records import InputError
@@ -63,6 +66,27 @@ def test_the_search_asks_for_other_batches_of_the_recipe(most: int, largest: int
     recipe = replace(tiny_cpu.config, micro_batches=2)
     model = open_config(Path(recipe.checkpoint))
     assert planning.make(recipe, model, parse_target("cpu:1"), Effort(search=True)).largest_batch == largest
+
+
+def test_a_program_that_the_compiler_refuses_is_named_with_what_it_asks_for(monkeypatch: pytest.MonkeyPatch):
+    """Where temporaries alone are too much, the compiler tells their sum and none of them."""
+
+    class Refused:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: total memory (20G) exceeds HBM (16G).")
+
+        def as_text(self, dialect: str) -> str:
+            assert dialect == "hlo"
+            return "  dot.1 = f32[256,1024,1024]{2,1,0} dot(a.1, b.2), lhs_contracting_dims={1}"
+
+    count = (lambda x: x, (jax.ShapeDtypeStruct((2,), np.float32),))
+    update = Phase("update", Refused, count, times=1, resident=0)
+    monkeypatch.setattr(planning, "phases", lambda *_: iter([update]))
+    model = open_config(Path(tiny_cpu.config.checkpoint))
+    found = planning.make(tiny_cpu.config, model, parse_target("cpu:1"), Effort())
+    assert not found.fits
+    assert found.refused.startswith("update: RESOURCE_EXHAUSTED: total memory (20G) exceeds HBM (16G).")
+    assert found.refused.endswith("in GiB: f32[256,1024,1024] 1.00")
 
 
 def test_supervised_training_is_not_planned():

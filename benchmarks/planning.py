@@ -8,6 +8,7 @@ Needs `pip install -e '.[plan]'`. Compiling takes minutes a plan; each is writte
 """
 
 import json
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -165,7 +166,11 @@ def _scale(name: str, made: dict[str, Any]) -> str:
 def _lever(name: str, made: dict[str, Any]) -> str:
     label = name.removeprefix("lever_").replace("_", " ") + _in_blocks(made)
     if made["refused"]:
-        return f"| {label} | | | {made['refused'].partition(' If ')[0][:160]} | no | | |"
+        temporary = re.search(r"temporaries \(([\d.]+)G\)", made["refused"])
+        largest = re.search(r"in GiB: (\S+) ", made["refused"])
+        assert temporary, made["refused"]
+        assert largest, made["refused"]
+        return f"| {label} | | {temporary[1]}, above all {largest[1]} | | no | | |"
     row = made["rows"][-1]
     memory = " | ".join(f"{row[part] / GIB:.2f}" for part in ("argument", "temporary", "peak"))
     fits = "yes" if row["fits"] else "no"

@@ -1,6 +1,7 @@
 """Rating videos, and asking about them: `score` and `ask`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,8 @@ from vqathinker_jax import console
 from vqathinker_jax.records import InputError, VideoError
 
 if TYPE_CHECKING:
-    from vqathinker_jax.judge import Judge, Verdict
+    from vqathinker_jax.judge import Judge
+    from vqathinker_jax.records import Clip
 
 PATHS_HELP = "Files (a picture counts as a still video), folders (searched for videos and pictures) or globs."
 
@@ -50,7 +52,15 @@ def score(
     if window is not None:
         return _score_windows(videos, model, window, stride, curves, as_json=as_json)
     judge = open_judge(model)
-    verdicts = [_score_one(judge, video, index, len(videos), as_json=as_json) for index, video in enumerate(videos)]
+    verdicts = []
+    for index, (video, read) in enumerate(_reading_ahead(judge, videos)):
+        with console.progress(f"[{index + 1}/{len(videos)}] {video.name}", model.max_new_tokens) as progress:
+            verdict = judge.score(video, progress, read)
+        verdicts.append(verdict)
+        if as_json:
+            console.print_row(verdict.row())
+        else:
+            console.print_verdict(verdict)
     if not as_json and len(verdicts) > 1:
         console.print_table(verdicts)
     if not as_json and is_demo(model):
@@ -83,14 +93,15 @@ def ask(
     return int(reply.status == "failed")
 
 
-def _score_one(judge: "Judge", video: Path, index: int, count: int, *, as_json: bool) -> "Verdict":
-    with console.progress(f"[{index + 1}/{count}] {video.name}", judge.sampling.max_new_tokens) as progress:
-        verdict = judge.score(video, progress)
-    if as_json:
-        console.print_row(verdict.row())
-    else:
-        console.print_verdict(verdict)
-    return verdict
+def _reading_ahead(judge: "Judge", videos: Sequence[Path]) -> Iterator[tuple[Path, "Callable[[], Clip]"]]:
+    """Each video with what gives its clip, which is read while the device looks at the one before it."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(judge.read, videos[0])
+        for place, video in enumerate(videos, 1):
+            read = coming.result
+            if place < len(videos):
+                coming = reader.submit(judge.read, videos[place])
+            yield video, read
 
 
 def _score_windows(

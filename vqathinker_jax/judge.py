@@ -22,7 +22,7 @@ from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.config import ModelConfig, ViewConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import parse_score
-from vqathinker_jax.records import Answer, InputError, VideoError
+from vqathinker_jax.records import Answer, Clip, InputError, VideoError
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -60,7 +60,7 @@ class Seen:
     """What one look at a video left behind, whatever was asked.
 
     `text` is the whole completion. `reason` says why the look failed, and is None where it did not. `seconds` is the
-    wall time from file to text.
+    wall time from file to text, or from its turn to text where the file was read ahead.
     """
 
     video: str
@@ -166,9 +166,24 @@ class Judge:
         self.sampling = sampling
         self.seed = seed
 
-    def score(self, video: Path, progress: Callable[[int], None] = lambda written: None) -> Verdict:
-        """Rate one video (or picture) file; whatever is wrong with it ends in the verdict, not in an exception."""
-        return self.verdict(*self._look(video, None, progress))
+    def read(self, video: Path) -> Clip:
+        """What the model is to see of a video (or picture) file, at the video's own size.
+
+        Raises: VideoError where it cannot be read.
+        """
+        return read_clip(video, self.view.frames, self.view.decoder)
+
+    def score(
+        self,
+        video: Path,
+        progress: Callable[[int], None] = lambda written: None,
+        read: Callable[[], Clip] | None = None,
+    ) -> Verdict:
+        """Rate one video (or picture) file; whatever is wrong with it ends in the verdict, not in an exception.
+
+        read: gives what `Judge.read` would, where that has begun before.
+        """
+        return self.verdict(*self._look(video, None, progress, read))
 
     def verdict(self, seen: Seen, cut_off: bool) -> Verdict:
         """The rating that a completion holds, or why there is none."""
@@ -186,15 +201,17 @@ class Judge:
 
         Raises: InputError for a question that is blank, too long, or reads as markup.
         """
-        seen, cut_off = self._look(video, question, progress)
+        seen, cut_off = self._look(video, question, progress, None)
         return Reply(**vars(seen), question=question, cut_off=cut_off)
 
-    def _look(self, video: Path, question: str | None, progress: Callable[[int], None]) -> tuple[Seen, bool]:
+    def _look(
+        self, video: Path, question: str | None, progress: Callable[[int], None], read: Callable[[], Clip] | None
+    ) -> tuple[Seen, bool]:
         """The completion about one video, or why there is none; and whether it was cut off."""
         started = time.perf_counter()
         ids_T = prompt_ids(self.config, self.tokenizer, self.view, self.sampling, question)
         try:
-            clip = read_clip(video, self.view.frames, self.view.decoder)
+            clip = read() if read else self.read(video)
         except VideoError as error:
             return Seen(str(video), self.view.decoder, _since(started), reason=str(error)), False
         ids_PS, mask_PS = prompt.pad_left([ids_T], self.tokens.pad)

@@ -2,12 +2,15 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import run
 from tests import checkpoints, clips
+from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.generate import generate
 
 SCORE = ["score", "clip.mp4", "--checkpoint", "{checkpoint}"]
 SMALL = ["--frames", "4", "--image-size", "56", "--max-new-tokens", "4"]
@@ -51,6 +54,30 @@ def test_an_answer_without_a_rating_fails_and_keeps_its_text(command, checkpoint
     assert len(rows["clip.mp4"]["frame_indices"]) == len(rows["clip.mp4"]["frame_times_s"]) == 4
     assert "notes.mp4: holds text" in rows["notes.mp4"]["reason"]
     assert "empty.mp4: an empty file" in rows["empty.mp4"]["reason"]
+
+
+def test_a_video_is_read_while_the_one_before_it_is_rated(
+    command, checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    second_is_read = threading.Event()
+
+    def read(video: Path, *view):
+        if video.name == "b.mp4":
+            second_is_read.set()
+        return read_clip(video, *view)
+
+    def write(*given, **settings):
+        assert second_is_read.wait(20)
+        return generate(*given, **settings)
+
+    monkeypatch.setattr("vqathinker_jax.judge.read_clip", read)
+    monkeypatch.setattr("vqathinker_jax.judge.generate", write)
+    given = [clips.write(tmp_path / "c.mp4", 8), clips.write(tmp_path / "b.mp4", 9), tmp_path / "gone.mp4"]
+    assert command("score", *given, "--json", "--checkpoint", checkpoint, *SMALL) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(row["video"]).name for row in rows] == ["c.mp4", "b.mp4", "gone.mp4"]
+    assert [len(row["frame_indices"]) for row in rows] == [4, 4, 0]
+    assert "no such file" in rows[2]["reason"]
 
 
 def test_a_table_names_every_video_and_steers_no_terminal(command, checkpoint: Path, tmp_path: Path, capsys):

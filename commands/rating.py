@@ -114,8 +114,6 @@ def _score_windows(
     if model.decoder != "pyav":
         raise InputError(f"--decoder {model.decoder} cannot read windows; use pyav")
     span, failed = Span(window, stride), False
-    if 0 < stride < window / 100:
-        raise InputError(f"--stride {stride:g}: below a hundredth of a window; give {window / 100:g} or more")
     timeline.make_folder(curves)  # now, for to be told so when a film is rated would be late
     judge = open_judge(model)
     for name, video in zip(timeline.names(videos), videos, strict=True):

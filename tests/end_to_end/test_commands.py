@@ -114,7 +114,7 @@ def test_a_table_names_every_video_and_steers_no_terminal(command, checkpoint: P
         (["convert", "{empty}", "{empty}/out"], "no config.json"),
         (["convert", "{checkpoint}", "{checkpoint}", "--force"], "holds other things"),
         (["score", ""], "an empty path"),
-        ([*SCORE, "--window", "10", "--stride", "0.001"], "--stride 0.001: below a hundredth of a window; give 0.1"),
+        ([*SCORE, "--window", "10", "--stride", "0.001"], "every 0.001 s: less than a hundredth of its 10 s; give 0.1"),
         ([*SCORE, "--window", "2", "--curves", __file__], "no folder for curves (File exists); name another"),
         ([*SCORE, "--window", "2", "--curves", f"{__file__}/in"], "no folder for curves (Not a directory)"),
         (["score", "clip.mp4", "--no-such-option"], "no-such-option"),

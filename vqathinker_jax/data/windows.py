@@ -29,6 +29,11 @@ class Span:
     def __post_init__(self):
         if not 0 < self.window_s < float("inf") or not 0 <= self.stride_s < float("inf"):
             raise InputError(f"a window of {self.window_s:g} s every {self.stride_s:g} s: give finite seconds above 0")
+        if 0 < self.stride_s < self.window_s / 100:
+            raise InputError(
+                f"a window every {self.stride_s:g} s: less than a hundredth of its {self.window_s:g} s; "
+                f"give {self.window_s / 100:g} or more"
+            )
 
     def starts(self, length_s: float) -> list[float]:
         """When windows begin in a video whose last frame begins at `length_s`; the last reaches its end."""

@@ -33,8 +33,8 @@ def make_source(folder: Path, gigabytes: float) -> int:
     from convert.formats import CHAT
     from convert.rule import link
     from convert.settings import chat_settings
-    from vqathinker_jax.checkpoint import abstract_model, arrays
     from vqathinker_jax.model.config import LanguageConfig, ModelConfig, VisionConfig
+    from vqathinker_jax.skeleton import abstract_model, arrays
     from vqathinker_jax.stored import DTYPES, Writer
 
     share = min(1.0, gigabytes / WHOLE)

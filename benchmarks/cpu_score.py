@@ -44,10 +44,10 @@ def ours(layers: int) -> Phases:
     import numpy as np
     from flax import nnx
 
-    from vqathinker_jax.checkpoint import abstract_model, arrays, fill
     from vqathinker_jax.data.prompt import pad_left
     from vqathinker_jax.generate import Sampling, begin, decode, encode, prefill
     from vqathinker_jax.model.config import LanguageConfig, ModelConfig, VisionConfig
+    from vqathinker_jax.skeleton import abstract_model, arrays, fill
 
     vision, language = VISION | {"layers": layers}, LANGUAGE | {"layers": layers}
     abstract = abstract_model(ModelConfig(VisionConfig(**vision), LanguageConfig(**language), None), unrolled=True)

@@ -29,8 +29,8 @@ def make_source(folder: Path) -> int:
     from convert.formats import CHAT
     from convert.rule import link
     from convert.settings import chat_settings
-    from vqathinker_jax.checkpoint import abstract_model, arrays
     from vqathinker_jax.model.released import RELEASED
+    from vqathinker_jax.skeleton import abstract_model, arrays
     from vqathinker_jax.stored import DTYPES, Writer
 
     config = RELEASED["1B"]

@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.device_sizes import Prompt, Sizes
-from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.generate import Sampling, begin, decode, encode, generate, prefill
 from vqathinker_jax.model.adapter import LoraConfig, adapt
 from vqathinker_jax.model.vlm import VLM, normalise
 from vqathinker_jax.optim import OptimizerConfig, optimizer, trainable
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import Layout
+from vqathinker_jax.skeleton import abstract_model
 from vqathinker_jax.step import Fixed, Rollout, StepConfig, TrainState, completion_log_probs, update
 
 DTYPE = jnp.bfloat16

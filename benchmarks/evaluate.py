@@ -24,7 +24,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vqathinker_jax.checkpoint import abstract_model, arrays, fill
 from vqathinker_jax.data.feed import View, feed, look
 from vqathinker_jax.data.frames import sample_indices
 from vqathinker_jax.data.prompt import pad_left
@@ -32,6 +31,7 @@ from vqathinker_jax.data.video import read_clip
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.config import LanguageConfig, ModelConfig, VisionConfig
 from vqathinker_jax.places import Prompt, answers
+from vqathinker_jax.skeleton import abstract_model, arrays, fill
 
 FRAMES, SIZE = 4, 112
 VOCABULARY, CONTEXT, STOP, PAD = 64, 61, 62, 63

@@ -17,11 +17,11 @@ from convert.oracle import Oracle
 from convert.recording import Recording, Task
 from convert.rule import link
 from convert.theirs import filled, motion_token, pixels_of
-from vqathinker_jax.checkpoint import arrays
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.optim import OptimizerConfig, trainable
 from vqathinker_jax.rewards import Ratings
+from vqathinker_jax.skeleton import arrays
 from vqathinker_jax.step import Fixed, Rollout, StepConfig, gradients
 
 LENGTHS = (8, 5)

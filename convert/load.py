@@ -21,10 +21,11 @@ from convert.formats import Source, open_source
 from convert.packing import copy_into
 from convert.rule import Link, Shape, faults, link
 from convert.tensors import STORED, Tensor
-from vqathinker_jax.checkpoint import abstract_model, arrays, fill, is_native, native_config, places, refuse, restore
+from vqathinker_jax.checkpoint import is_native, native_config, places, refuse, restore
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.skeleton import abstract_model, arrays, fill
 
 
 def open_config(directory: Path, *, slowfast: Path | None = None) -> ModelConfig:

@@ -19,17 +19,10 @@ from convert.load import fit
 from convert.packing import packed
 from convert.rule import Link, Shape
 from convert.tensors import STORED, Tensor, open_file
-from vqathinker_jax.checkpoint import (
-    CARRIED,
-    abstract_model,
-    arrays,
-    is_native,
-    native_config,
-    open_native,
-    read_manifest,
-)
+from vqathinker_jax.checkpoint import CARRIED, is_native, native_config, open_native, read_manifest
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.skeleton import abstract_model, arrays
 from vqathinker_jax.stored import DTYPES, NAMES
 from vqathinker_jax.tiles import Tiled, is_stacked
 

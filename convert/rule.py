@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vqathinker_jax.checkpoint import shape_faults
+from vqathinker_jax.skeleton import shape_faults
 
 Shape = tuple[int, ...]
 

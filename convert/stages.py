@@ -22,12 +22,12 @@ from convert.origin import Origin, open_origin
 from convert.packing import packed
 from convert.recording import Task
 from convert.theirs import LAST, QUIET
-from vqathinker_jax.checkpoint import abstract_model, arrays, fill, fill_part
 from vqathinker_jax.generate import Sampling, generate
 from vqathinker_jax.model.language import DecoderLayer, LanguageModel
 from vqathinker_jax.model.vision import VisionLayer
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.sharding import Layout
+from vqathinker_jax.skeleton import abstract_model, arrays, fill, fill_part
 
 Stage = tuple[str, np.ndarray]
 Taps = dict[str, Any]

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.model.config import LanguageConfig, ModelConfig, MotionConfig, VisionConfig
 from vqathinker_jax.model.layers import unstack
 from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.skeleton import abstract_model
 
 MOVING = ModelConfig(
     vision=VisionConfig(width=32, layers=2, heads=4, mlp=48, grid=4),

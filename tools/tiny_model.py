@@ -23,12 +23,12 @@ from convert.motion import ROOTS, slowfast
 from convert.rule import link
 from tools.tiny_motion import measure_change
 from tools.tiny_tokenizer import write_tokenizer
-from vqathinker_jax.checkpoint import arrays
 from vqathinker_jax.data.prompt import load_tokenizer
 from vqathinker_jax.model.config import parse_config
 from vqathinker_jax.model.layers import Linear
 from vqathinker_jax.model.vision import VisionLayer, VisionTower
 from vqathinker_jax.model.vlm import VLM, normalise
+from vqathinker_jax.skeleton import arrays
 
 PATCH = 14
 LONGEST_WAVE, SHORTEST_WAVE = 20, 2

@@ -14,10 +14,10 @@ at a time (`tiles.py`), so that each device fetches its own.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +29,13 @@ from jax.typing import DTypeLike
 from vqathinker_jax.checksums import read_checksums, write_checksums
 from vqathinker_jax.folder import copy_beside, replacing
 from vqathinker_jax.model.config import ModelConfig, parse_config
-from vqathinker_jax.model.layers import unstack
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.processes import exchange, is_first
 from vqathinker_jax.records import CheckpointError
-from vqathinker_jax.sharding import MeshConfig, layout_of, make_mesh, shardings, whole
+from vqathinker_jax.sharding import shardings, whole
+from vqathinker_jax.skeleton import abstract_model, arrays, by_path, fill, shape_faults
 from vqathinker_jax.stored import DTYPES, NAMES
 from vqathinker_jax.tiles import Tiled, open_tiled
-
-M = TypeVar("M", bound=nnx.Module)
 
 FORMAT = 3
 MANIFEST = "vqathinker.json"
@@ -174,7 +172,7 @@ def restore(
 
 def places(model: VLM, mesh: Mesh | None) -> dict[str, jax.sharding.Sharding | None]:
     """Where on a mesh each array of a model goes, by its path; None where there is no mesh."""
-    return dict.fromkeys(arrays(model)) if mesh is None else _values(shardings(nnx.state(model), mesh))
+    return dict.fromkeys(arrays(model)) if mesh is None else by_path(shardings(nnx.state(model), mesh))
 
 
 def _restored(
@@ -214,73 +212,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object of settings")
     return value
-
-
-def abstract_model(config: ModelConfig, *, unrolled: bool = False) -> VLM:
-    """The model without its numbers: every parameter is a float32 `jax.ShapeDtypeStruct`.
-
-    unrolled: vision and language layers are listed, which runs faster on a CPU, not stacked for a scan.
-    """
-
-    def build() -> VLM:
-        model = VLM(config, rngs=cast("nnx.Rngs", _SameKey))
-        if unrolled:
-            model.vision.layers = unstack(model.vision.layers)
-            model.language.layers = unstack(model.language.layers)
-        return model
-
-    return nnx.eval_shape(build)
-
-
-class _SameKey:
-    """Stands for nnx.Rngs where no number is drawn: their counters make tracing a model take 10 s instead of 1."""
-
-    @staticmethod
-    def params() -> jax.Array:
-        return jax.random.key(0)
-
-
-def arrays(model: nnx.Module) -> dict[str, jax.Array]:
-    """A module's parameters by their dotted path, `language.layers.query.kernel`, frozen ones included."""
-    return _values(nnx.state(model))
-
-
-def fill(abstract: VLM, values: Iterable[tuple[str, Any]]) -> VLM:
-    """The model whose parameters are `values`, as `fill_part` makes it, laid out for one device."""
-    model = fill_part(abstract, values)
-    model.lay_out(layout_of(make_mesh(MeshConfig(), 1)))
-    return model
-
-
-def fill_part(abstract: M, values: Iterable[tuple[str, Any]]) -> M:
-    """The module whose parameters are `values`, by their dotted path.
-
-    Each is put on the default device as it comes, so that no second copy of the model stays behind; one that is on a
-    device already stays there.
-    """
-    graph, state = nnx.split(abstract)
-    variables = _variables(state)
-    filled = []
-    for name, value in values:
-        path, variable = variables[name]
-        filled.append((path, variable.replace(jnp.asarray(value))))
-    return nnx.merge(graph, nnx.from_flat_state(filled))
-
-
-def _values(state: nnx.State) -> dict[str, Any]:
-    return {name: variable.get_value() for name, (_, variable) in _variables(state).items()}
-
-
-def _variables(state: nnx.State) -> dict[str, tuple[tuple[Any, ...], nnx.Variable]]:
-    return {".".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
-
-
-def shape_faults(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """One line for each array that is missing, unexpected, or of another shape than expected."""
-    lines = [f"{name}: missing, expected {expected[name]}" for name in sorted(expected.keys() - found.keys())]
-    lines += [f"{name}: unexpected, found {found[name]}" for name in sorted(found.keys() - expected.keys())]
-    both = sorted(expected.keys() & found.keys())
-    return lines + [f"{n}: found {found[n]}, expected {expected[n]}" for n in both if found[n] != expected[n]]
 
 
 def refuse(path: Path, lines: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.generate import Decoding, begin, decode, encode, prefill
 from vqathinker_jax.model.adapter import adapt
 from vqathinker_jax.model.config import ModelConfig
@@ -25,6 +24,7 @@ from vqathinker_jax.policy import divide, reference_dtype, reference_places
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import layout_of, shardings, specification
+from vqathinker_jax.skeleton import abstract_model
 from vqathinker_jax.step import Fixed, Rollout, TrainState, completion_log_probs, seen_by_still, update
 
 TEXT_TOKENS = 384

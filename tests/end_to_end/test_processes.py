@@ -17,7 +17,7 @@ import pytest
 
 from convert.load import open_model
 from tests import checkpoints
-from vqathinker_jax.checkpoint import arrays
+from vqathinker_jax.skeleton import arrays
 
 ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "vqathinker_jax" / "assets" / "clips"

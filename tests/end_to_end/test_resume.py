@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from convert.load import open_model
-from vqathinker_jax.checkpoint import arrays
+from vqathinker_jax.skeleton import arrays
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "run.py", "train", "configs/tiny_cpu.py", "--save-every", "2", "--keep", "2"]

@@ -23,11 +23,11 @@ from convert.formats import CHAT
 from convert.load import load
 from convert.rule import link
 from tests.reference_weights import tensor
-from vqathinker_jax.checkpoint import arrays
 from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.optim import OptimizerConfig, optimizer, trainable
 from vqathinker_jax.rewards import Ratings
+from vqathinker_jax.skeleton import arrays
 from vqathinker_jax.step import Fixed, Rollout, StepConfig, TrainState, completion_log_probs, gradients
 
 TOLERANCE = 1e-4

@@ -21,9 +21,10 @@ from convert.load import load, open_model
 from convert.native import convert_checkpoint
 from tests.checkpoints import Dtype, draw, settings, shapes, write
 from vqathinker_jax import checkpoint
-from vqathinker_jax.checkpoint import arrays, is_native, restore, save
+from vqathinker_jax.checkpoint import is_native, restore, save
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.skeleton import arrays
 
 
 def source_folder(path: Path, *, motion: bool = False, tied: bool = False, dtype: Dtype = "float32") -> Path:

@@ -15,9 +15,10 @@ from convert.export import Format, export_checkpoint
 from convert.load import load
 from convert.native import convert_checkpoint
 from tests.checkpoints import Dtype, Tower, draw, settings, shapes, write
-from vqathinker_jax.checkpoint import arrays, restore, save
+from vqathinker_jax.checkpoint import restore, save
 from vqathinker_jax.model.config import ViewConfig
 from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.skeleton import arrays
 from vqathinker_jax.stored import Writer
 
 

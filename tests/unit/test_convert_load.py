@@ -16,8 +16,8 @@ from convert.formats import open_source
 from convert.load import fit, load, open_model, stream
 from convert.native import convert_checkpoint
 from tests.checkpoints import MOTION, Dtype, Format, Tower, draw, settings, shapes, slowfast, write
-from vqathinker_jax.checkpoint import abstract_model, arrays
 from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.skeleton import abstract_model, arrays
 
 SLOWFAST = "slowfast_model."
 

@@ -13,8 +13,8 @@ from convert.rule import Axes, Ignored, Rule, Stack, Table, faults, link, row
 from convert.vision import Positions
 from tests import checkpoints
 from tests.checkpoints import Shapes, Tower
-from vqathinker_jax.checkpoint import abstract_model, arrays
 from vqathinker_jax.model.config import ModelConfig, parse_config
+from vqathinker_jax.skeleton import abstract_model, arrays
 
 # OpenGVLab/InternVL3-8B: the dimensions of REFERENCE, section 1.
 LANGUAGE_8B = {

@@ -87,7 +87,8 @@ from pathlib import Path
 import jax, numpy as np
 import tensorstore
 from jax.sharding import Mesh
-from vqathinker_jax.checkpoint import arrays, restore
+from vqathinker_jax.checkpoint import restore
+from vqathinker_jax.skeleton import arrays
 
 def read():
     (count,) = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")

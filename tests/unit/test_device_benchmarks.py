@@ -16,14 +16,14 @@ from benchmarks.device_minimum import Work, _slowfast, least
 from benchmarks.device_phases import case
 from benchmarks.device_sizes import SIZES, Sizes
 from benchmarks.device_timing import Machine, Row, measure
-from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.flops import count_flops
 from vqathinker_jax.model.released import RELEASED
 from vqathinker_jax.sharding import ONE_DEVICE, Layout
+from vqathinker_jax.skeleton import abstract_model
 
 TINY = SIZES["tiny"]
 
-ABSENT = ("av", "decord", "grain", "tyro", "tqdm", "transformers", "torch", "orbax", "scipy", "PIL")
+ABSENT = ("av", "decord", "grain", "tyro", "tqdm", "transformers", "torch", "orbax", "tensorstore", "scipy", "PIL")
 BARE = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({ABSENT}))

@@ -26,7 +26,6 @@ from tools.see import SEEN, _amount, disorder
 from tools.summary import CONTROL, STAGES, effort
 from tools.tiny_model import fresh, settings, write_weights, write_words
 from tools.tiny_motion import measure_change
-from vqathinker_jax.checkpoint import arrays
 from vqathinker_jax.data.distortions import KINDS, Distortion
 from vqathinker_jax.data.synthetic import SyntheticConfig, Truth, plan
 from vqathinker_jax.model.config import ViewConfig, parse_config
@@ -34,6 +33,7 @@ from vqathinker_jax.model.motion import SlowFast
 from vqathinker_jax.model.vlm import VLM, normalise
 from vqathinker_jax.parse import parse_rollout, parse_score
 from vqathinker_jax.records import Answer
+from vqathinker_jax.skeleton import arrays
 
 
 def truth(*damages: Distortion) -> Truth:

@@ -13,10 +13,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tests.devices import run_on_devices
 from tests.models import MOVING, tiny_model
-from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import InputError
 from vqathinker_jax.sharding import check_spread, placement, shardings, share_of_videos, specification
+from vqathinker_jax.skeleton import abstract_model
 
 MESH = AbstractMesh((2, 2), ("fsdp", "tensor"))
 

@@ -13,7 +13,6 @@ from flax import nnx
 
 from tests.devices import run_on_devices
 from tests.models import CONTEXT, MOVING, PAD, PLAIN, STOP, tiny_frames, tiny_model, tiny_prompt
-from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.flops import count_flops
 from vqathinker_jax.generate import Sampling, encode, generate, look
@@ -22,6 +21,7 @@ from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import Sight
 from vqathinker_jax.optim import OptimizerConfig, optimizer, trainable
 from vqathinker_jax.rewards import Ratings
+from vqathinker_jax.skeleton import abstract_model
 from vqathinker_jax.step import (
     Fixed,
     Rollout,

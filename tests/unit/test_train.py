@@ -14,7 +14,6 @@ import pytest
 
 from convert.load import open_config, open_model
 from tests import checkpoints
-from vqathinker_jax.checkpoint import arrays
 from vqathinker_jax.data.pipeline import DataConfig
 from vqathinker_jax.generate import begin, decode, encode, prefill
 from vqathinker_jax.grpo import LossConfig
@@ -26,6 +25,7 @@ from vqathinker_jax.recipe import ReferenceConfig, TrainConfig
 from vqathinker_jax.records import InputError
 from vqathinker_jax.rollout import RolloutConfig
 from vqathinker_jax.sharding import make_mesh
+from vqathinker_jax.skeleton import arrays
 from vqathinker_jax.step import update
 from vqathinker_jax.train import NotFiniteError, train
 

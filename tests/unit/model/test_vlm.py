@@ -10,11 +10,11 @@ from flax import nnx
 
 from tests.models import CONTEXT, FRAMES, IMAGE_SIZE, MOVING, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax import generate
-from vqathinker_jax.checkpoint import abstract_model
 from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.generate import Sampling
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.vlm import VLM, normalise
+from vqathinker_jax.skeleton import abstract_model
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,19 @@ from flax import nnx
 
 from benchmarks.device_sizes import Prompt, Sizes
 from vqathinker_jax.generate import Sampling, begin, decode, encode, generate, prefill
-from vqathinker_jax.model.adapter import LoraConfig, adapt
+from vqathinker_jax.model.adapter import LoraConfig
 from vqathinker_jax.model.vlm import VLM, normalise
 from vqathinker_jax.optim import OptimizerConfig, optimizer, trainable
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import Layout
-from vqathinker_jax.skeleton import abstract_model
+from vqathinker_jax.skeleton import abstract_model, with_adapters
 from vqathinker_jax.step import Fixed, Rollout, StepConfig, TrainState, completion_log_probs, update
 
 DTYPE = jnp.bfloat16
 ENDING = {"stop_id": -1, "pad_id": 0}
 """No token ends a completion, so all have the length that is asked for."""
 _OPTIMIZER = OptimizerConfig(moments="bfloat16")
-_LORA = LoraConfig(rank=16)
+_LORA, _NO_LORA = LoraConfig(rank=16), LoraConfig()
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,9 @@ def case(sizes: Sizes, cell: str, layout: Layout) -> Case:
     return _CASES[phase](sizes, int(batch), layout)
 
 
-def skeleton(sizes: Sizes, layout: Layout, lora: LoraConfig | None = None) -> VLM:
+def skeleton(sizes: Sizes, layout: Layout, lora: LoraConfig = _NO_LORA) -> VLM:
     """The model without its numbers, told how to compute."""
-    model = abstract_model(sizes.model)
-    if lora:
-
-        def adapted(model: VLM) -> VLM:
-            adapt(model.language.layers, lora, 0)
-            return model
-
-        model = nnx.eval_shape(adapted, model)
+    model = with_adapters(abstract_model(sizes.model), lora)
     model.arithmetic = jnp.dtype(DTYPE)
     model.lay_out(layout)
     return model
@@ -194,8 +187,8 @@ def _log_probs(sizes: Sizes, videos: int, layout: Layout) -> Case:
     return Case(lambda: ((drawn(abstract), _learned(sizes, videos)), None), run)
 
 
-def _update(sizes: Sizes, videos: int, layout: Layout, lora: LoraConfig | None = None) -> Case:
-    moves = trainable(_OPTIMIZER, adapters=lora is not None)
+def _update(sizes: Sizes, videos: int, layout: Layout, lora: LoraConfig = _NO_LORA) -> Case:
+    moves = trainable(_OPTIMIZER, adapters=lora.rank > 0)
     graph, moving, still = nnx.split(skeleton(sizes, layout, lora), moves, ...)
     tx = optimizer(_OPTIMIZER, 1000)
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from vqathinker_jax.data.prompt import BUCKET
 from vqathinker_jax.generate import Decoding, begin, decode, encode, prefill
-from vqathinker_jax.model.adapter import adapt
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.language import PromptCache
 from vqathinker_jax.model.vlm import VLM, Sight
@@ -24,12 +24,11 @@ from vqathinker_jax.policy import divide, reference_dtype, reference_places
 from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import layout_of, shardings, specification
-from vqathinker_jax.skeleton import abstract_model
+from vqathinker_jax.skeleton import abstract_model, with_adapters
 from vqathinker_jax.step import Fixed, Rollout, TrainState, completion_log_probs, seen_by_still, update
 
 TEXT_TOKENS = 384
 """Room for the words of a prompt, beside what stands for frames."""
-_BUCKET = 128
 _CONTEXT = 151667
 """The id of a visual slot in the released models; a plan depends on no id."""
 
@@ -59,9 +58,13 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
 
     # Whatever a CPU stands for takes rows all at once.
     layout = replace(layout_of(mesh, config.remat, config.attention), one_by_one=False)
-    graph, moving, still = divide(_skeleton(config, model), config, arithmetic, layout)
+
+    def bare() -> VLM:
+        return with_adapters(abstract_model(model), config.lora, config.seed)
+
+    graph, moving, still = divide(bare(), config, arithmetic, layout)
     # A trace shows no work of a kernel's; in blocks attention multiplies about as much.
-    counted = divide(_skeleton(config, model), config, arithmetic, replace(layout, attention="blocks"))[0]
+    counted = divide(bare(), config, arithmetic, replace(layout, attention="blocks"))[0]
     moving = _state(moving, mesh, jnp.dtype(config.parameters))
     still, acting = _state(still, mesh, arithmetic), _state(moving, mesh, arithmetic)
     tx = optimizer(config.optimizer, 1)
@@ -76,7 +79,7 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
     parts, G, C = rolling.micro_batches, rolling.completions, rolling.max_new_tokens
     tokens, D = F * model.tokens_per_frame(size), model.language.width
     L = tokens + (model.motion is not None)
-    S = -(-(L + TEXT_TOKENS) // _BUCKET) * _BUCKET
+    S = -(-(L + TEXT_TOKENS) // BUCKET) * BUCKET
     Q, copies = P // parts, 2 if data.perturb else 1
     features = here((P, model.motion.features), arithmetic, "rows", None) if model.motion else None
     sight = Sight(here((P, tokens, D), arithmetic, "rows", None, None), features)
@@ -145,19 +148,6 @@ def held(tree: Any) -> int:
     near = (x for x in jax.tree.leaves(tree) if x.sharding.memory_kind != "pinned_host")
     shapes = ((x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in near)
     return sum(math.prod(shape) * size for shape, size in shapes)
-
-
-def _skeleton(config: TrainConfig, model: ModelConfig) -> VLM:
-    """The model without its numbers, adapters included."""
-    skeleton = abstract_model(model)
-    if not config.lora.rank:
-        return skeleton
-
-    def adapted(skeleton: VLM) -> VLM:
-        adapt(skeleton.language.layers, config.lora, config.seed)
-        return skeleton
-
-    return nnx.eval_shape(adapted, skeleton)
 
 
 def _lying(x: jax.ShapeDtypeStruct, place: Sharding) -> jax.ShapeDtypeStruct:

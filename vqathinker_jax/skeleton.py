@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vqathinker_jax.model.adapter import LoraConfig, adapt
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.layers import unstack
 from vqathinker_jax.model.vlm import VLM
@@ -29,6 +30,18 @@ def abstract_model(config: ModelConfig, *, unrolled: bool = False) -> VLM:
         return model
 
     return nnx.eval_shape(build)
+
+
+def with_adapters(skeleton: VLM, lora: LoraConfig, seed: int = 0) -> VLM:
+    """The model with fresh adapters, equally empty, in its decoder layers; as it is where their rank is 0."""
+    if not lora.rank:
+        return skeleton
+
+    def adapted(model: VLM) -> VLM:
+        adapt(model.language.layers, lora, seed)
+        return model
+
+    return nnx.eval_shape(adapted, skeleton)
 
 
 class _SameKey:

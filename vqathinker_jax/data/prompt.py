@@ -38,6 +38,9 @@ SLOT = "<image>"
 OPEN, CONTEXT, CLOSE = "<img>", "<IMG_CONTEXT>", "</img>"
 TURN, STOP = "<|im_start|>", "<|im_end|>"
 
+BUCKET = 128
+"""Prompts are padded to whole multiples of so many tokens."""
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
@@ -120,7 +123,7 @@ def decode(tokenizer: Qwen2Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
     return str(tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True))
 
 
-def pad_left(prompts_PT: Sequence[np.ndarray], pad: int, bucket: int = 128) -> tuple[np.ndarray, np.ndarray]:
+def pad_left(prompts_PT: Sequence[np.ndarray], pad: int, bucket: int = BUCKET) -> tuple[np.ndarray, np.ndarray]:
     """P prompts of unequal length as ids int32 [P, S] and a mask bool [P, S], True on tokens, padded on the left.
 
     S is the longest length rounded up to a multiple of `bucket`, so that nearby lengths share one compiled program.

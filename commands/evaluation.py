@@ -58,6 +58,8 @@ def evaluate(
         raise InputError("--preset paper has no questions; leave it out, or ask for another --task")
     if meta.is_dir() and not preset and output.resolve().is_relative_to(meta.resolve()):
         raise InputError(f"{output}: lies among the videos, where its pictures would be rated too; name another folder")
+    if videos is not None and not videos.is_dir():
+        raise InputError(f"{videos}: no such folder; name the one that holds the videos")
     read = read_choices if task == "choice" else read_paper if preset == "paper" else read_sets
     sets = read(meta, videos)
     check_folder(output)

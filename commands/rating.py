@@ -49,6 +49,8 @@ def score(
     if not paths:
         raise InputError("score: no paths given; name a video, a folder or a glob, as in: python run.py score clip.mp4")
     videos = expand(paths)
+    if stride and window is None:
+        raise InputError("--stride is from one window to the next; give --window too")
     if window is not None:
         return _score_windows(videos, model, window, stride, curves, as_json=as_json)
     judge = open_judge(model)
@@ -124,11 +126,14 @@ def _score_windows(
                     moments.append(moment)
                     count(len(moments), None, "windows")
         except VideoError as fault:
-            console.print_error(fault)
+            if as_json:
+                console.print_row({"video": str(video), "status": "failed", "reason": str(fault)})
+            else:
+                console.print_error(fault)
             failed = True
             continue
         told = timeline.write(curves, name, video, span, moments)
-        failed |= any(moment.score is None for moment in moments)
+        failed |= told["status"] == "failed"
         if as_json:
             console.print_row(told)
         else:

@@ -40,6 +40,7 @@ def convert(
     from vqathinker_jax.checkpoint import read_config
     from vqathinker_jax.data.prompt import load_tokenizer
 
+    _check_apart(source, target)
     read_config(source)
     load_tokenizer(source)
     kind = None if dtype == "stored" else dtype
@@ -71,10 +72,16 @@ def export(
     """
     from convert.export import export_checkpoint
 
+    _check_apart(source, target)
     kind = None if dtype == "stored" else dtype
     notes = export_checkpoint(source, target, to, slowfast=slowfast, dtype=kind, force=force)
     console.print_lines("\n".join([f"wrote {target}", *(f"note: {note}" for note in notes)]))
     return 0
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    if source.resolve() in target.resolve().parents:
+        raise InputError(f"{target}: lies in {source}, whose files it would be among; name a folder outside of it")
 
 
 def crosscheck(

@@ -89,6 +89,9 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointError(f"{index}: not an index of shards ({error}); download it again") from error
 
 
+_POINTER = b"version https://git-lfs"
+
+
 def open_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one `.safetensors` file, none of them read yet.
 
@@ -99,6 +102,8 @@ def open_file(path: Path) -> dict[str, Tensor]:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
     except (SafetensorError, OSError) as error:
+        if path.is_file() and path.read_bytes()[: len(_POINTER)] == _POINTER:
+            raise CheckpointError(f"{path}: a Git LFS pointer and no weights; fetch them by git lfs pull") from error
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
     header.pop("__metadata__", None)
     return {name: _tensor(path, start, **entry) for name, entry in header.items()}

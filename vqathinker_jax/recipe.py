@@ -88,6 +88,8 @@ class TrainConfig:
         for name, bound in least.items() | {"samples_every": 1}.items():
             if getattr(self, name) < bound:
                 raise InputError(f"{name} is {getattr(self, name)}: give {bound} or more")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}: give 0 to {2**32 - 1}")
         P = self.data.batch_size
         parts = {
             "micro_batches": self.micro_batches,

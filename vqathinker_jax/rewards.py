@@ -11,6 +11,7 @@ Deviations from the reference:
 - Which videos are compared with each other is a choice, not what happened to share a GPU.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,8 +52,11 @@ class RewardConfig:
     does 2 (quirk: the videos that share a GPU, 8 completions of 4 a video)."""
 
     def __post_init__(self):
-        if not self.sigma > 0:
+        if not 0 < self.sigma < math.inf:
             raise InputError(f"sigma is {self.sigma}, but a bell needs a width: use a number above 0 (reference: 0.5)")
+        for name in ("regression", "ranking", "format", "coarse_factor", "temporal_bonus"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}: use a finite number")
         for name, group in (("ranking_group", self.ranking_group), ("temporal_group", self.temporal_group)):
             if group is not None and group < 1:
                 raise InputError(f"{name} is {group}: use a number of videos from 1, or None for the whole batch")

@@ -102,6 +102,8 @@ def write(folder: Path, name: str, video: Path, span: Span, moments: Sequence[Mo
     ratings = [moment.score for moment in moments if moment.score is not None]
     told = {
         "video": str(video),
+        "status": "failed" if any(moment.score is None for moment in moments) else "ok",
+        "reason": next((moment.reason for moment in moments if moment.score is None), None),
         "note": NOTE,
         "window_s": span.window_s,
         "stride_s": span.stride_s or span.window_s,

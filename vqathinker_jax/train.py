@@ -9,6 +9,7 @@ was not.
 Deviations from the reference: see `rewards.py`, `rollout.py`, `grpo.py` and `pipeline.py`.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -192,6 +193,7 @@ class Termination:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        os.write(2, b"stopping after this step; once more ends the run at once\n")  # print is not for signal handlers
 
 
 class _Told(NamedTuple):

@@ -109,7 +109,9 @@ def test_wrong_usage_is_one_error_and_status_2(command, tmp_path: Path, capsys, 
 
 def test_windows_draw_a_curve_for_each_video(command, videos: Path, tmp_path: Path, capsys):
     assert command("score", videos / "2.mp4", videos / "gone.mp4", "--window", "0.1", "--json") == 1
-    (told,) = map(json.loads, capsys.readouterr().out.splitlines())
+    told, gone = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (gone["video"], gone["status"]) == (str(videos / "gone.mp4"), "failed")
+    assert "no such file" in gone["reason"]
     assert len(told["moments"]) == 3
     assert {path.name for path in (tmp_path / "curves").iterdir()} == {"2.mp4.json", "2.mp4.png"}
     for window in "0", "inf", "nan":

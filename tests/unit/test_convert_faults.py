@@ -98,7 +98,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty shard": (lambda d: (d / SHARD).write_bytes(b""), rf"{SHARD}: not a whole safetensors file .*; download it"),
     "pointer": (
         lambda d: (d / SHARD).write_text("version https://git-lfs.github.com/spec/v1\n"),
-        rf"{SHARD}: not a who",
+        rf"{SHARD}: a Git LFS pointer and no weights; fetch them by git lfs pull",
     ),
     "truncated": (
         lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:-5]),

@@ -159,3 +159,9 @@ def test_rewards_do_not_depend_on_what_jit_makes_of_them():
 def test_a_config_that_cannot_be_is_refused(wrong: dict):
     with pytest.raises(InputError, match=next(iter(wrong))):
         RewardConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", ["regression", "ranking", "format", "sigma", "coarse_factor", "temporal_bonus"])
+def test_weights_that_are_no_numbers_are_refused(name: str):
+    with pytest.raises(InputError, match=f"{name} is nan"):
+        RewardConfig(**{name: float("nan")})

@@ -312,6 +312,8 @@ def test_settings_that_cannot_be_are_refused_with_those_that_can(small: TrainCon
         start(replace(small, steps=13), Path("unused"))
     with pytest.raises(InputError, match="micro_batches is 3, which does not divide a batch of 2 videos: use 1 or 2"):
         replace(small, micro_batches=3)
+    with pytest.raises(InputError, match="seed is -1: give 0 to 4294967295"):
+        replace(small, seed=-1)
     with pytest.raises(InputError, match="would all be equal"):
         RolloutConfig(temperature=0.0)
 

@@ -9,23 +9,11 @@ from vqathinker_jax.records import InputError
 
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset(
-    {
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ts",
-        ".webm",
-        ".wmv",
-        ".y4m",
-    }
+    f".{ending}"
+    for ending in (
+        *("3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf", "ogv", "ts"),
+        *("vob", "webm", "wmv", "y4m"),
+    )
 )
 
 
@@ -36,10 +24,12 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     that does not exist, a folder or glob without videos) stays in the list: reading it says so, and the others are
     still scored.
 
-    Raises: InputError where none of them stands for any file, or one is blank.
+    Raises: InputError where none of them stands for any file, or one is blank or a URL.
     """
     if not all(patterns):
         raise InputError("an empty path was given; check the variable that it came from")
+    if urls := [pattern for pattern in patterns if "://" in pattern]:
+        raise InputError("\n".join(f"{url}: a URL, and nothing is fetched; download it first" for url in urls))
     meant = {pattern: _files(pattern) for pattern in patterns}
     if meant and not any(meant.values()):
         raise InputError("\n".join(map(_why_none, meant)))

@@ -107,6 +107,9 @@ def write_set(
     if workers < 1:
         raise InputError(f"workers is {workers}: give 1 or more")
     if not _stands(folder, config):
+        folder.mkdir(parents=True, exist_ok=True)
+        # First, so that a set cut short is known for one.
+        _write_json(folder / SEAL, _identity(config) | {"whole": False})
         jobs = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
         for split in SPLITS:
             (folder / split).mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,7 @@ def write_set(
         for split in SPLITS:
             _write_manifests(folder, split, [truth for truth in truths if truth.id.startswith(f"{split}/")])
         # Last, so that it stands for a whole set.
-        _write_json(folder / SEAL, _identity(config))
+        _write_json(folder / SEAL, _identity(config) | {"whole": True})
     return {split: read_truth(folder / f"{split}.jsonl") for split in SPLITS}
 
 
@@ -217,15 +220,18 @@ def _truth(entry: dict[str, Any]) -> Truth:
 
 
 def _stands(folder: Path, config: SyntheticConfig) -> bool:
-    """Whether the folder holds this very set.
+    """Whether the folder holds this very set, whole.
 
     Raises:
-        InputError: it holds another one, or its seal is damaged.
+        InputError: it holds another one or other things, or its seal is damaged.
     """
     seal = folder / SEAL
     try:
         found = dict(json.loads(seal.read_bytes()))
     except FileNotFoundError:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} - {f"{SEAL}.partial"}:
+            fault = "holds other things than a synthetic set; name an empty or a new folder"
+            raise InputError(f"{folder}: {fault}") from None
         return False
     except (ValueError, TypeError) as error:
         raise InputError(f"{seal}: damaged ({error}): delete it, and the set is written anew") from None
@@ -233,7 +239,7 @@ def _stands(folder: Path, config: SyntheticConfig) -> bool:
     other = ", ".join(f"{key} {found.get(key)}, not {value}" for key, value in due.items() if found.get(key) != value)
     if other:
         raise InputError(f"{folder}: holds another synthetic set ({other}): choose another folder or delete it")
-    return True
+    return bool(found.get("whole"))
 
 
 def _identity(config: SyntheticConfig) -> dict[str, Any]:

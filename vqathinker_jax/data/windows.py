@@ -18,6 +18,8 @@ from vqathinker_jax.data.packets import Survey, opened, survey
 from vqathinker_jax.data.paths import PICTURES
 from vqathinker_jax.records import Clip, InputError, VideoError
 
+SHORTEST_S = 0.01
+
 
 @dataclass(frozen=True)
 class Span:
@@ -29,6 +31,8 @@ class Span:
     def __post_init__(self):
         if not 0 < self.window_s < float("inf") or not 0 <= self.stride_s < float("inf"):
             raise InputError(f"a window of {self.window_s:g} s every {self.stride_s:g} s: give finite seconds above 0")
+        if self.window_s < SHORTEST_S:
+            raise InputError(f"a window of {self.window_s:g} s holds no two frames: give {SHORTEST_S:g} or more")
         if 0 < self.stride_s < self.window_s / 100:
             raise InputError(
                 f"a window every {self.stride_s:g} s: less than a hundredth of its {self.window_s:g} s; "

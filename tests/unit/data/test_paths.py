@@ -84,3 +84,8 @@ def test_nothing_found_at_all_is_an_error_that_names_it(folder: Path, pattern: s
 def test_a_blank_path_is_refused(folder: Path):
     with pytest.raises(InputError, match="an empty path was given"):
         expand([f"{folder}/b.mp4", ""])
+
+
+def test_a_url_is_refused(folder: Path):
+    with pytest.raises(InputError, match=r"https://example\.com/a\.mp4: a URL, and nothing is fetched"):
+        expand([f"{folder}/b.mp4", "https://example.com/a.mp4"])

@@ -193,7 +193,9 @@ def test_a_set_cut_short_is_made_whole(tmp_path: Path):
     small = replace(CONFIG, train=2, in_domain=1, out_of_domain=1)
     write_set(tmp_path, small, workers=1)
     whole = contents(tmp_path)
-    for name in "set.json", "train.jsonl", "train/000001.mp4":
+    seal = tmp_path / "set.json"
+    seal.write_text(seal.read_text().replace('"whole": true', '"whole": false'))
+    for name in "train.jsonl", "train/000001.mp4":
         (tmp_path / name).unlink()
     (tmp_path / "train/000000.mp4").write_bytes(b"half")
     write_set(tmp_path, small, workers=1)
@@ -205,6 +207,13 @@ def test_another_set_is_not_written_over(folder: Path):
         write_set(folder, replace(CONFIG, size=64))
 
 
+def test_other_things_are_not_written_over(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text("mine")
+    with pytest.raises(InputError, match="holds other things than a synthetic set"):
+        write_set(tmp_path, CONFIG, workers=1)
+    assert (tmp_path / "train.jsonl").read_text() == "mine"
+
+
 @pytest.mark.parametrize("torn", ["", "[1]", '"'])
 def test_a_damaged_seal_is_told_with_its_cure(tmp_path: Path, torn: str):
     (tmp_path / "set.json").write_text(torn)
@@ -213,10 +222,12 @@ def test_a_damaged_seal_is_told_with_its_cure(tmp_path: Path, torn: str):
 
 
 def test_a_seal_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    replaced = Path.replace
+    replaced, seals = Path.replace, []
 
     def kill(self: Path, target: Path) -> Path:
         if target.name == "set.json":
+            seals.append(self)
+        if len(seals) == 2:
             raise KeyboardInterrupt
         return replaced(self, target)
 
@@ -224,7 +235,7 @@ def test_a_seal_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         write_set(tmp_path, replace(CONFIG, train=1, in_domain=1, out_of_domain=1), workers=1)
     assert (tmp_path / "train.json").is_file()
-    assert not (tmp_path / "set.json").exists()
+    assert not json.loads((tmp_path / "set.json").read_text())["whole"]
 
 
 @pytest.mark.parametrize("workers", [-1, 0])

@@ -17,6 +17,7 @@ from vqathinker_jax.data.pipeline import DataConfig
 from vqathinker_jax.data.prompt import decode, load_tokenizer
 from vqathinker_jax.data.synthetic import Truth, read_truth
 from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.expectation import digit_tokens, expectation
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.metrics import Figure, agreement
 from vqathinker_jax.model.vlm import VLM
@@ -51,7 +52,9 @@ class Rater:
         view = {"frames": self.view.frames, "size": self.view.size, "question": self.view.question}
         prompts = Prompts(rows, self.tokenizer, self.model.config, **view)
         graph, state = nnx.split(self.model)
+        sampling = Sampling(self.max_new_tokens, temperature, never=prompts.never, watched=digit_tokens(self.tokenizer))
         texts: list[str] = []
+        expected: list[float] = []
         for start in range(0, len(rows), BATCH):
             # The last batch is filled up, so that one program serves all.
             chosen = np.minimum(np.arange(start, start + BATCH), len(rows) - 1)
@@ -66,27 +69,34 @@ class Rater:
                 context_id=prompts.special.context,
                 stop_id=prompts.special.stop,
                 pad_id=prompts.special.pad,
-                sampling=Sampling(self.max_new_tokens, temperature, never=prompts.never),
+                sampling=sampling,
                 key=jax.random.key(start),
             )
-            ids = zip(made.ids_PGC[:, 0], made.lengths_PG[:, 0], strict=True)
-            texts += [decode(self.tokenizer, ids_C[:length]) for ids_C, length in ids]
-        return read(texts[: len(rows)])
+            for ids_C, length, watched_CW in zip(
+                made.ids_PGC[:, 0], made.lengths_PG[:, 0], made.watched_PGCW[:, 0], strict=True
+            ):
+                texts.append(decode(self.tokenizer, ids_C[:length]))
+                likely = expectation(self.tokenizer, ids_C[:length], watched_CW[:length])
+                expected.append(likely.expected if likely else UNRATED)
+        return read(texts[: len(rows)], expected[: len(rows)])
 
 
 class Ratings(NamedTuple):
-    """Ratings [N], `UNRATED` where there is none, the share of valid answers, and all texts."""
+    """Ratings [N] as written and as expected, `UNRATED` where there is none, the share of valid answers, and texts."""
 
     scores_N: np.ndarray
+    expected_N: np.ndarray
     valid: float
     texts: list[str]
 
 
-def read(texts: Sequence[str]) -> Ratings:
-    """The ratings in completions, read as scoring reads them."""
+def read(texts: Sequence[str], expected: Sequence[float]) -> Ratings:
+    """The ratings in completions, read as scoring reads them, beside their expectations."""
     parsed = [parse_score(text) for text in texts]
     scores_N = np.array([each.score if isinstance(each, Answer) else UNRATED for each in parsed])
-    return Ratings(scores_N, float(np.mean([isinstance(each, Answer) for each in parsed])), list(texts))
+    return Ratings(
+        scores_N, np.array(expected), float(np.mean([isinstance(each, Answer) for each in parsed])), list(texts)
+    )
 
 
 def load_frames(rows: Sequence[Row], view: DataConfig) -> np.ndarray:
@@ -115,7 +125,13 @@ def measure(checkpoint: Path, videos: Path, view: DataConfig, max_new_tokens: in
 def quality(rater: Rater, rows: Sequence[Row], frames_NFYXC: np.ndarray) -> dict[str, Any]:
     """Correlations of greedy ratings with the MOS, with 95 % intervals, and the share of valid answers."""
     rated = rater.rate(rows, frames_NFYXC)
-    return {**correlations(rated.scores_N, rows), "format_rate": rated.valid, "texts": rated.texts[:5]}
+    expected = correlations(rated.expected_N, rows)
+    return {
+        **correlations(rated.scores_N, rows),
+        "expected": expected,
+        "format_rate": rated.valid,
+        "texts": rated.texts[:5],
+    }
 
 
 def correlations(scores_N: np.ndarray, rows: Sequence[Row]) -> dict[str, list[float]]:
@@ -144,10 +160,13 @@ def temporal_pairs(
     ]
     chosen, frames = [rows[number] for number in moving], frames_NFYXC[moving]
     orders_NF = np.stack([disorder(frames.shape[1], np.random.default_rng(number)) for number in moving])
-    straight_N = rater.rate(chosen, frames).scores_N
-    shuffled_N = rater.rate(chosen, frames, orders_NF).scores_N
-    above, same = straight_N > shuffled_N, straight_N == shuffled_N
-    return {"pairs": len(moving), "above": float(above.mean()), "same": float(same.mean())}
+    straight, shuffled = rater.rate(chosen, frames), rater.rate(chosen, frames, orders_NF)
+    return {
+        "pairs": len(moving),
+        "above": float((straight.scores_N > shuffled.scores_N).mean()),
+        "same": float((straight.scores_N == shuffled.scores_N).mean()),
+        "expected_above": float((straight.expected_N > shuffled.expected_N).mean()),
+    }
 
 
 def _numbers(figure: Figure) -> list[float]:

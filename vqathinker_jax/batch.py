@@ -45,4 +45,4 @@ def rate(judge: Judge, clips: Iterable[tuple[Tag, int, str, Clip]], places: int 
             frame_times_s=tuple(round(time_s, 4) for time_s in clip.times_s),
             health=clip.health,
         )
-        yield tag, judge.verdict(seen, not written.stopped)
+        yield tag, judge.verdict(seen, written)

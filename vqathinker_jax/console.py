@@ -57,7 +57,9 @@ def print_verdict(verdict: "Verdict") -> None:
         # A reason that lies in the file begins with its name.
         print(f"{name}: failed: {printable((verdict.reason or '').removeprefix(f'{verdict.video}: '))}")
     else:
-        print(f"{name}: {verdict.score:.2f} of 5  ({len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s)")
+        likely = "" if verdict.expected is None else f", expected {verdict.expected:.2f} ± {verdict.deviation:.2f}"
+        about = f"{len(verdict.frame_indices)} frames, {verdict.seconds:.1f} s"
+        print(f"{name}: {verdict.score:.2f} of 5{likely}  ({about})")
     print_lines(verdict.thinking or (verdict.text if verdict.score is None else ""), indent="    ")
     for sentence in verdict.health:
         print(f"    note: {printable(sentence)}")

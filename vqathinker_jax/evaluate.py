@@ -20,6 +20,7 @@ import numpy as np
 from vqathinker_jax.data import prompt
 from vqathinker_jax.data.feed import Seen, View, content_of, feed
 from vqathinker_jax.data.labels import Item, VideoSet
+from vqathinker_jax.expectation import Expectation, expectation
 from vqathinker_jax.fingerprint import fingerprint
 from vqathinker_jax.judge import Judge, prompt_ids
 from vqathinker_jax.places import Prompt, answers
@@ -77,8 +78,9 @@ def identity(judge: Judge, task: Task) -> Row:
     """What every prediction depends on besides its video and its question, as JSON values."""
     drawn = {"seed": judge.seed} if judge.sampling.temperature else {}
     made_by = {"checkpoint": fingerprint(judge.state, judge.config, judge.tokenizer), "task": task.name}
-    made_by |= asdict(judge.view)
-    return made_by | asdict(judge.sampling) | {"never": list(judge.sampling.never)} | drawn
+    made_by |= asdict(judge.view) | asdict(judge.sampling)
+    del made_by["watched"]  # which changes no prediction
+    return made_by | {"never": list(judge.sampling.never)} | drawn
 
 
 def evaluate(
@@ -178,7 +180,9 @@ class _Run:
         prompts = self._prompts(pace.workers)
         for written in answers(judge.graph, judge.state, prompts, places=pace.batch_size, **ending):
             text = prompt.decode(judge.tokenizer, written.ids_T)
-            answer = {"text": text, "tokens": len(written.ids_T), "cut_off": not written.stopped}
+            answer: Row = {"text": text, "tokens": len(written.ids_T), "cut_off": not written.stopped}
+            if held_likely := expectation(judge.tokenizer, written.ids_T, written.watched_TW):
+                answer |= held_likely._asdict()
             self._record(self.in_work.pop(written.tag), answer)
 
     def _prompts(self, workers: int) -> Iterator[Prompt | None]:
@@ -197,7 +201,7 @@ class _Run:
             elif seen.clip is None or seen.content is None:
                 self._record(seen, {})
             elif earlier := self.answered.get(key := self._key(seen)):
-                self._record(seen, {name: earlier[name] for name in ("text", "tokens", "cut_off")})
+                self._record(seen, {name: earlier[name] for name in _ANSWER if name in earlier})
             else:
                 self.in_work[seen.place] = seen
                 ids_PS, mask_PS = prompt.pad_left([self.todo[seen.place].ids_T], judge.tokens.pad, self.padded)
@@ -230,6 +234,8 @@ class _Run:
         if seen.clip is None:
             return {"status": "failed", "reason": seen.fault}
         reading = self.task.read(asked.item, answer["text"])
+        if reading.fields.get("score") is None:
+            answer = {name: value for name, value in answer.items() if name not in Expectation._fields}
         cut = f" (cut off after {answer['tokens']} tokens)" if answer["cut_off"] else ""
         return {
             "status": "failed" if reading.reason else "ok",
@@ -243,6 +249,7 @@ class _Run:
 
 
 _END: Any = object()
+_ANSWER = ("text", "tokens", "cut_off", *Expectation._fields)
 
 
 def sheet_of(output: Path, row: Mapping[str, Any]) -> Path:

@@ -24,13 +24,14 @@ from vqathinker_jax.sharding import local_rows
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 leave every token in the draw, but for
-    those in `never`."""
+    those in `never`. How likely each of the tokens in `watched` was is kept for every place, whatever is chosen."""
 
     max_new_tokens: int = 1024
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     never: tuple[int, ...] = ()
+    watched: tuple[int, ...] = ()
 
     def __post_init__(self):
         drawn = self.temperature == 0 or 0.01 <= self.temperature <= 100
@@ -45,13 +46,23 @@ class Completions(NamedTuple):
     """ids_PGC: int32, the pad id after the end. lengths_PG: tokens up to and including the stop token.
 
     stopped_PG: False where a completion was cut off at its last place. log_probs_PGC: float32, of each drawn token
-    among the whole vocabulary at the sampling temperature (at 1 when greedy); 0 after the end.
+    among the whole vocabulary at the sampling temperature (at 1 when greedy); 0 after the end. watched_PGCW: the same
+    of the W tokens that sampling watches, at the places of these.
     """
 
     ids_PGC: np.ndarray
     lengths_PG: np.ndarray
     stopped_PG: np.ndarray
     log_probs_PGC: np.ndarray
+    watched_PGCW: np.ndarray
+
+
+class Choice(NamedTuple):
+    """The next tokens, int32, with their log-probs and those of the watched tokens, float32."""
+
+    ids_PG: jax.Array
+    log_probs_PG: jax.Array
+    watched_PGW: jax.Array
 
 
 class Decoding(NamedTuple):
@@ -60,6 +71,7 @@ class Decoding(NamedTuple):
     written: jax.Array
     ids_PGC: jax.Array
     log_probs_PGC: jax.Array
+    watched_PGCW: jax.Array
     stopped_PG: jax.Array
     lengths_PG: jax.Array
     cache: Any
@@ -131,6 +143,7 @@ def begin(
         written=jnp.int32(0),
         ids_PGC=rows(jnp.full((P, G, C), pad_id, jnp.int32)),
         log_probs_PGC=rows(jnp.zeros((P, G, C), jnp.float32)),
+        watched_PGCW=rows(jnp.zeros((P, G, C, len(sampling.watched)), jnp.float32)),
         stopped_PG=rows(jnp.zeros((P, G), bool)),
         lengths_PG=rows(jnp.zeros((P, G), jnp.int32)),
         cache=model.language.empty_cache(P, G, C, model.dtype),
@@ -176,6 +189,7 @@ def decode(
     return made._replace(
         ids_PGC=rows(made.ids_PGC),
         log_probs_PGC=rows(made.log_probs_PGC),
+        watched_PGCW=rows(made.watched_PGCW),
         stopped_PG=rows(made.stopped_PG),
         lengths_PG=rows(made.lengths_PG),
     )
@@ -213,7 +227,7 @@ def generate(
         progress(int(decoding.written))
         if decoding.stopped_PG.all():
             break
-    made = decoding.ids_PGC, decoding.lengths_PG, decoding.stopped_PG, decoding.log_probs_PGC
+    made = decoding.ids_PGC, decoding.lengths_PG, decoding.stopped_PG, decoding.log_probs_PGC, decoding.watched_PGCW
     return Completions(*map(local_rows, made))
 
 
@@ -229,22 +243,24 @@ def _write(
     """Choose one token a completion from its logits and put it into the next place; a stopped one gets padding."""
     place = decoding.written
     keys_PG = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys_PG, place)
-    chosen_PG, log_probs_PG = choose(logits_PGV, keys_PG, sampling)
+    choice = choose(logits_PGV, keys_PG, sampling)
     running_PG = ~decoding.stopped_PG
-    chosen_PG = jnp.where(running_PG, chosen_PG, pad_id)
-    log_probs_PG = jnp.where(running_PG, log_probs_PG, 0.0)
+    chosen_PG = jnp.where(running_PG, choice.ids_PG, pad_id)
+    log_probs_PG = jnp.where(running_PG, choice.log_probs_PG, 0.0)
+    watched_PGW = jnp.where(running_PG[..., None], choice.watched_PGW, 0.0)
     return Decoding(
         written=place + 1,
         ids_PGC=jax.lax.dynamic_update_index_in_dim(decoding.ids_PGC, chosen_PG, place, axis=2),
         log_probs_PGC=jax.lax.dynamic_update_index_in_dim(decoding.log_probs_PGC, log_probs_PG, place, axis=2),
+        watched_PGCW=jax.lax.dynamic_update_index_in_dim(decoding.watched_PGCW, watched_PGW, place, axis=2),
         stopped_PG=decoding.stopped_PG | (chosen_PG == stop_id),
         lengths_PG=decoding.lengths_PG + running_PG,
         cache=cache,
     )
 
 
-def choose(logits_PGV: jax.Array, keys_PG: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-    """The next token [P, G] and its log-probability among the whole vocabulary at the sampling temperature.
+def choose(logits_PGV: jax.Array, keys_PG: jax.Array, sampling: Sampling) -> Choice:
+    """The next tokens, and log-probs among the whole vocabulary at the sampling temperature.
 
     The cuts come in Transformers' order: the tokens that are never chosen, temperature, then the k most probable, then
     of those the fewest whose probabilities reach top_p.
@@ -257,7 +273,9 @@ def choose(logits_PGV: jax.Array, keys_PG: jax.Array, sampling: Sampling) -> tup
         kept_PGV = _nucleus(_most_probable(allowed_PGV, sampling.top_k), sampling.top_p)
         chosen_PG = jax.vmap(jax.vmap(jax.random.categorical))(keys_PG, kept_PGV)
     picked_PG = jnp.take_along_axis(scaled_PGV, chosen_PG[..., None], -1)[..., 0]
-    return chosen_PG.astype(jnp.int32), picked_PG - jax.nn.logsumexp(scaled_PGV, -1)
+    watched_PGW = scaled_PGV[..., jnp.array(sampling.watched, jnp.int32)]
+    total_PG = jax.nn.logsumexp(scaled_PGV, -1)
+    return Choice(chosen_PG.astype(jnp.int32), picked_PG - total_PG, watched_PGW - total_PG[..., None])
 
 
 def _most_probable(logits_PGV: jax.Array, top_k: int) -> jax.Array:

@@ -18,10 +18,12 @@ from flax import nnx
 from vqathinker_jax.data import prompt
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.video import check_decoder, read_clip
+from vqathinker_jax.expectation import digit_tokens, expectation
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.config import ModelConfig, ViewConfig
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import parse_score
+from vqathinker_jax.places import Written
 from vqathinker_jax.records import Answer, Clip, InputError, VideoError
 
 if TYPE_CHECKING:
@@ -85,9 +87,14 @@ class Seen:
 @dataclass(frozen=True)
 class Verdict(Seen):
     """A rating: one row of `score --json`. `score` is None where `reason` says why; `thinking` and `answer` are the two
-    parts of the text."""
+    parts of the text.
+
+    expected, deviation: of the ratings that the model held likely, see `expectation`; None where they cannot be told.
+    """
 
     score: float | None = None
+    expected: float | None = None
+    deviation: float | None = None
     thinking: str = ""
     answer: str = ""
 
@@ -163,7 +170,7 @@ class Judge:
         self.tokenizer = tokenizer
         self.tokens = prompt.special_tokens(tokenizer)
         self.view = view
-        self.sampling = sampling
+        self.sampling = replace(sampling, watched=digit_tokens(tokenizer))
         self.seed = seed
 
     def read(self, video: Path) -> Clip:
@@ -185,15 +192,16 @@ class Judge:
         """
         return self.verdict(*self._look(video, None, progress, read))
 
-    def verdict(self, seen: Seen, cut_off: bool) -> Verdict:
+    def verdict(self, seen: Seen, written: Written | None) -> Verdict:
         """The rating that a completion holds, or why there is none."""
-        if seen.reason:
+        if written is None:
             return Verdict(**vars(seen))
         parsed = parse_score(seen.text)
         verdict = Verdict(**vars(seen), thinking=parsed.thinking, answer=parsed.answer)
         if isinstance(parsed, Answer):
-            return replace(verdict, score=parsed.score)
-        cut = f" (cut off after {self.sampling.max_new_tokens} tokens)" if cut_off else ""
+            held_likely = expectation(self.tokenizer, written.ids_T, written.watched_TW)
+            return replace(verdict, score=parsed.score, **held_likely._asdict() if held_likely else {})
+        cut = "" if written.stopped else f" (cut off after {self.sampling.max_new_tokens} tokens)"
         return replace(verdict, reason=parsed.reason + cut)
 
     def ask(self, video: Path, question: str, progress: Callable[[int], None] = lambda written: None) -> Reply:
@@ -201,19 +209,19 @@ class Judge:
 
         Raises: InputError for a question that is blank, too long, or reads as markup.
         """
-        seen, cut_off = self._look(video, question, progress, None)
-        return Reply(**vars(seen), question=question, cut_off=cut_off)
+        seen, written = self._look(video, question, progress, None)
+        return Reply(**vars(seen), question=question, cut_off=written is not None and not written.stopped)
 
     def _look(
         self, video: Path, question: str | None, progress: Callable[[int], None], read: Callable[[], Clip] | None
-    ) -> tuple[Seen, bool]:
-        """The completion about one video, or why there is none; and whether it was cut off."""
+    ) -> tuple[Seen, Written | None]:
+        """The completion about one video, or why there is none."""
         started = time.perf_counter()
         ids_T = prompt_ids(self.config, self.tokenizer, self.view, self.sampling, question)
         try:
             clip = read() if read else self.read(video)
         except VideoError as error:
-            return Seen(str(video), self.view.decoder, _since(started), reason=str(error)), False
+            return Seen(str(video), self.view.decoder, _since(started), reason=str(error)), None
         ids_PS, mask_PS = prompt.pad_left([ids_T], self.tokens.pad)
         made = generate(
             self.graph,
@@ -228,17 +236,18 @@ class Judge:
             key=jax.random.key(self.seed),
             progress=progress,
         )
-        written_T = made.ids_PGC[0, 0, : made.lengths_PG[0, 0]]
+        length, stopped = int(made.lengths_PG[0, 0]), bool(made.stopped_PG[0, 0])
+        written = Written(video, made.ids_PGC[0, 0, :length], stopped, made.watched_PGCW[0, 0, :length])
         seen = Seen(
             video=str(video),
             decoder=self.view.decoder,
             seconds=_since(started),
-            text=prompt.decode(self.tokenizer, written_T),
+            text=prompt.decode(self.tokenizer, written.ids_T),
             frame_indices=clip.indices,
             frame_times_s=tuple(round(t, 4) for t in clip.times_s),
             health=clip.health,
         )
-        return seen, not made.stopped_PG[0, 0]
+        return seen, written
 
 
 def _since(started: float) -> float:

@@ -34,11 +34,15 @@ class Prompt(NamedTuple):
 
 
 class Written(NamedTuple):
-    """An answer. ids_T: int32, up to and including the stop token. stopped: False where it was cut off."""
+    """An answer. ids_T: int32, up to and including the stop token. stopped: False where it was cut off.
+
+    watched_TW: log-probs of the tokens that sampling watches, at the places of these.
+    """
 
     tag: Any
     ids_T: np.ndarray
     stopped: bool
+    watched_TW: np.ndarray
 
 
 class Places(NamedTuple):
@@ -51,6 +55,7 @@ class Places(NamedTuple):
     written_P: jax.Array
     running_P: jax.Array
     ids_PC: jax.Array
+    watched_PCW: jax.Array
     keys_P: jax.Array
     prompt: PromptCache
     cache: Any
@@ -88,28 +93,28 @@ def answers(
             logits_PV, cache = prefill(
                 graph, state, visual_PLD, prompt.ids_S[None], prompt.mask_S[None], context_id=context_id
             )
-            held = held or empty(graph, state, cache, prompt.key, places, sampling.max_new_tokens)
+            held = held or empty(graph, state, cache, prompt.key, places, sampling)
             held = occupy(held, jnp.int32(place), cache, logits_PV, prompt.key, **ending)
         if held is None or not tags:
             continue
         now: Places = advance(graph, state, held, jnp.int32(slice_length), jnp.bool_(more), **ending)
         held = now
         # Copies: a CPU's arrays that the host holds could not be donated to the next call.
-        told = jax.tree.map(jnp.copy, (now.running_P, now.written_P, now.ids_PC))
-        running_P, written_P, ids_PC = jax.device_get(told)
+        told = jax.tree.map(jnp.copy, (now.running_P, now.written_P, now.ids_PC, now.watched_PCW))
+        running_P, written_P, ids_PC, watched_PCW = jax.device_get(told)
         for place in [place for place in tags if not running_P[place]]:
-            ids_T = ids_PC[place, : written_P[place]]
-            yield Written(tags.pop(place), ids_T, bool(ids_T[-1] == stop_id))
+            ids_T, watched_TW = (said[place, : written_P[place]] for said in (ids_PC, watched_PCW))
+            yield Written(tags.pop(place), ids_T, bool(ids_T[-1] == stop_id), watched_TW)
 
 
 _END: Any = object()
 
 
 def empty(
-    graph: nnx.GraphDef[VLM], state: nnx.State, one: PromptCache, key: jax.Array, places: int, length: int
+    graph: nnx.GraphDef[VLM], state: nnx.State, one: PromptCache, key: jax.Array, places: int, sampling: Sampling
 ) -> Places:
-    """Free places for answers of `length` tokens to prompts whose caches are shaped like that of the prompt `one`."""
-    model = nnx.merge(graph, state)
+    """Free places for answers to prompts whose caches are shaped like that of the prompt `one`."""
+    model, length = nnx.merge(graph, state), sampling.max_new_tokens
 
     def room(axis: int, x: jax.Array) -> jax.Array:
         return jnp.zeros((*x.shape[:axis], places, *x.shape[axis + 1 :]), x.dtype)
@@ -119,6 +124,7 @@ def empty(
         written_P=jnp.ones(places, jnp.int32),
         running_P=jnp.zeros(places, bool),
         ids_PC=jnp.zeros((places, length), jnp.int32),
+        watched_PCW=jnp.zeros((places, length, len(sampling.watched)), jnp.float32),
         keys_P=jnp.broadcast_to(key, (places,)),
         prompt=_by_place(room, one),
         cache=model.language.empty_cache(places, 1, length, model.dtype),
@@ -137,8 +143,8 @@ def occupy(
     stop_id: int,
 ) -> Places:
     """Put a prefilled prompt (P = 1) into a place and choose its first token."""
-    chosen_PG, _ = choose(logits_PV[:, None], jax.random.fold_in(key, 0)[None, None], sampling)
-    first = chosen_PG[0, 0]
+    choice = choose(logits_PV[:, None], jax.random.fold_in(key, 0)[None, None], sampling)
+    first = choice.ids_PG[0, 0]
 
     def put(axis: int, all_places: jax.Array, own: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(all_places, own, place, axis)
@@ -147,6 +153,7 @@ def occupy(
         written_P=held.written_P.at[place].set(1),
         running_P=held.running_P.at[place].set((first != stop_id) & (sampling.max_new_tokens > 1)),
         ids_PC=held.ids_PC.at[place, 0].set(first),
+        watched_PCW=held.watched_PCW.at[place, 0].set(choice.watched_PGW[0, 0]),
         keys_P=held.keys_P.at[place].set(key),
         prompt=_by_place(put, held.prompt, one),
     )
@@ -178,14 +185,15 @@ def advance(
         hidden_PGD = model.language.embed(newest_P1, model.dtype)
         hidden_PGD, cache = model.language.decode(hidden_PGD, now.prompt, now.cache, now.written_P - 1, now.slot)
         keys_P = jax.vmap(jax.random.fold_in)(now.keys_P, now.written_P)
-        chosen_PG, _ = choose(model.language.logits(hidden_PGD), keys_P[:, None], sampling)
+        choice = choose(model.language.logits(hidden_PGD), keys_P[:, None], sampling)
         here_PC = now.running_P[:, None] & (jnp.arange(C) == now.written_P[:, None])
         written_P = now.written_P + now.running_P
         return done + 1, now._replace(
             slot=(now.slot + 1) % C,
             written_P=written_P,
-            running_P=now.running_P & (chosen_PG[:, 0] != stop_id) & (written_P < C),
-            ids_PC=jnp.where(here_PC, chosen_PG, now.ids_PC),
+            running_P=now.running_P & (choice.ids_PG[:, 0] != stop_id) & (written_P < C),
+            ids_PC=jnp.where(here_PC, choice.ids_PG, now.ids_PC),
+            watched_PCW=jnp.where(here_PC[..., None], choice.watched_PGW, now.watched_PCW),
             cache=cache,
         )
 

@@ -122,6 +122,8 @@ def _row(
         "video": entry.item.name,
         "status": entry.status,
         "score": score,
+        "expected": row.get("expected"),
+        "deviation": row.get("deviation"),
         "mos": mos,
         "residual": residual,
         "off": abs(residual) / spread if residual is not None and spread else None,

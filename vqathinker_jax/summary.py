@@ -18,7 +18,20 @@ from vqathinker_jax.data.paper import IN, OUT, published
 from vqathinker_jax.metrics import Agreement, Logistic, agreement, weighted_mean
 from vqathinker_jax.tables import FIGURES, markdown, tables
 
-COLUMNS = ("set", "video", "mos", "score", "status", "reason", "category", "right", "chosen", "correct")
+COLUMNS = (
+    "set",
+    "video",
+    "mos",
+    "score",
+    "expected",
+    "deviation",
+    "status",
+    "reason",
+    "category",
+    "right",
+    "chosen",
+    "correct",
+)
 TEXTS = ("thinking", "answer", "text")
 Row = Mapping[str, Any]
 
@@ -60,11 +73,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class SetResult:
-    """One set: its entries in their order, and how ratings agree with labels, where there are both."""
+    """One set: its entries in their order, and how ratings agree with labels, where there are both.
+
+    expected: the same of the ratings' expectations, where there is one for every rating.
+    """
 
     name: str
     entries: tuple[Entry, ...]
     agreement: Agreement | None
+    expected: Agreement | None = None
 
     def count(self, *statuses: str) -> int:
         """Entries of these statuses."""
@@ -88,6 +105,8 @@ class SetResult:
         if self.agreement is not None:
             found |= {name: asdict(getattr(self.agreement, name)) for name in FIGURES}
             found["logistic"] = _curve(self.agreement.fit)
+        if self.expected is not None:
+            found["expected"] = {name: asdict(getattr(self.expected, name)) for name in FIGURES}
         if known := published(self.name):
             found["published"] = {"srcc": known.srcc, "plcc_raw": known.plcc, "videos": known.videos}
             found["difference"] = {
@@ -112,10 +131,23 @@ def join(
 
 def _result(found: VideoSet, rows: Mapping[tuple[str, str], Row], rated: bool, resamples: int) -> SetResult:
     entries = tuple(Entry(item, rows.get((found.name, item.name))) for item in found.items)
-    both = [(e.row["score"], e.item.mos) for e in entries if e.row and e.row.get("score") is not None]
-    pairs = np.array([pair for pair in both if pair[1] is not None], np.float64).reshape(-1, 2)
-    labelled = rated and any(item.mos is not None for item in found.items)
-    return SetResult(found.name, entries, agreement(*pairs.T, resamples=resamples) if labelled else None)
+    if not rated or all(item.mos is None for item in found.items):
+        return SetResult(found.name, entries, None)
+    ratings = _labelled(entries, "score")
+    expected = _labelled(entries, "expected")
+    whole = 0 < len(expected) == len(ratings)
+    return SetResult(
+        found.name,
+        entries,
+        agreement(*ratings.T, resamples=resamples),
+        agreement(*expected.T, resamples=resamples) if whole else None,
+    )
+
+
+def _labelled(entries: Iterable[Entry], name: str) -> np.ndarray:
+    """This field of rows, with the labels, [B, 2]; those that have both."""
+    both = [(e.row[name], e.item.mos) for e in entries if e.row and e.row.get(name) is not None]
+    return np.array([pair for pair in both if pair[1] is not None], np.float64).reshape(-1, 2)
 
 
 def summarise(results: Sequence[SetResult], run: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fitted", "rmse_fitted")
 TITLES = ("SRCC", "KRCC", "PLCC (raw)", "PLCC (fitted)", "RMSE (fitted)")
+EXPECTED = "Expected: not the rating as written, but the mean of those that the model held likely at its digits."
 LISTED = 10
 """Names of absent videos that a note holds; all stand in the report and the table of predictions."""
 Found = Mapping[str, Any]
@@ -48,6 +49,9 @@ def _agreement(summary: Found, other: Found | None, other_name: str) -> Table:
             continue
         rows.append([name, numbers["coverage"], *(_figure(numbers[figure]) for figure in FIGURES)])
         notes += [f"{name}: {numbers[figure]['why']}" for figure in FIGURES if numbers[figure]["why"]]
+        if expected := numbers.get("expected"):
+            rows.append([f"{name}, expected", numbers["coverage"], *(_figure(expected[figure]) for figure in FIGURES)])
+            notes.append(EXPECTED)
         if other and "srcc" in other["sets"].get(name, {}):
             theirs = other["sets"][name]
             label = f"{name}, {other_name}"

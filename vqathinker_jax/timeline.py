@@ -37,6 +37,8 @@ class Moment:
     reason: str | None
     frame_times_s: tuple[float, ...]
     health: tuple[str, ...]
+    expected: float | None = None
+    deviation: float | None = None
 
 
 def rate_windows(judge: Judge, video: Path, span: Span, places: int = 4) -> Iterator[Moment]:
@@ -61,7 +63,7 @@ def rate_windows(judge: Judge, video: Path, span: Span, places: int = 4) -> Iter
 
 def _moment(start_s: float, span: Span, verdict: Verdict) -> Moment:
     end_s = round(start_s + span.window_s, 4)
-    told = verdict.thinking, verdict.reason, verdict.frame_times_s, verdict.health
+    told = verdict.thinking, verdict.reason, verdict.frame_times_s, verdict.health, verdict.expected, verdict.deviation
     return Moment(round(start_s, 4), end_s, verdict.score, *told)
 
 

@@ -10,7 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "vqathinker_jax" / "assets"
-KEYS = {"video", "status", "score", "thinking", "answer", "text", "reason", "frame_indices", "frame_times_s", "health"}
+KEYS = {
+    "video",
+    "status",
+    "score",
+    "expected",
+    "deviation",
+    "thinking",
+    "answer",
+    "text",
+    "reason",
+    "frame_indices",
+    "frame_times_s",
+    "health",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +55,30 @@ def test_the_bundled_clips_are_rated_as_recorded_beside_a_bad_file(call, expecte
         assert (Path(row["video"]).name, row["status"], row["reason"]) == (name, "ok", None)
         assert (row["score"], row["text"]) == (recorded["score"], recorded["text"])
         assert row["thinking"].startswith("Detail ")
+        assert 1 <= row["expected"] <= 5
+        assert 0 < row["deviation"] < 2
         # As its config says, where other checkpoints are shown 12.
         assert len(row["frame_indices"]) == len(row["frame_times_s"]) == 6
     assert (torn["status"], torn["score"]) == ("failed", None)
     assert "torn.mp4" in torn["reason"]
     assert "demonstration" in done.stderr
     assert expected["pristine.mp4"]["score"] > expected["damaged.mp4"]["score"] + 1
+
+
+def test_an_evaluation_and_windows_expect_what_scoring_expects(call, expected: dict, tmp_path: Path):
+    clips = [ASSETS / "clips" / name for name in expected]
+    scored = [json.loads(line) for line in call("score", *clips, "--json").stdout.splitlines()]
+    likely = {Path(row["video"]).name: (row["score"], row["expected"], row["deviation"]) for row in scored}
+    done = call("evaluate", ASSETS / "clips", "--output", tmp_path / "out", "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    # float32: several places at a time add in another order.
+    assert {row["video"]: (row["score"], row["expected"], row["deviation"]) for row in rows} == {
+        name: pytest.approx(numbers, abs=1e-3) for name, numbers in likely.items()
+    }
+    done = call("score", clips[0], "--window", "60", "--json", "--curves", tmp_path / "curves")
+    (moment,) = json.loads(done.stdout)["moments"]
+    assert (moment["score"], moment["expected"], moment["deviation"]) == pytest.approx(likely[clips[0].name], abs=0.5)
 
 
 def test_a_free_question_gets_an_answer(call):

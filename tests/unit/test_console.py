@@ -31,6 +31,11 @@ def test_a_verdict_shows_its_reasoning_line_by_line(capsys: pytest.CaptureFixtur
     assert lines == [*(f"    {line}" for line in SHOWN), "    note: odd", ""]
 
 
+def test_a_verdict_tells_what_was_expected_where_that_is_known(capsys: pytest.CaptureFixture[str]):
+    console.print_verdict(Verdict("a.mp4", "pyav", 1.0, score=4.75, expected=4.3149, deviation=0.625))
+    assert capsys.readouterr().out.splitlines()[0] == "a.mp4: 4.75 of 5, expected 4.31 ± 0.62  (0 frames, 1.0 s)"
+
+
 def test_a_failed_verdict_names_its_file_once_and_keeps_what_was_written(capsys: pytest.CaptureFixture[str]):
     console.print_verdict(Verdict("a.mp4", "pyav", 1.0, reason="a.mp4: an empty file; export it again"))
     console.print_verdict(Verdict("a.mp4", "pyav", 1.0, reason="no <answer> tags", text="fine\nit is"))

@@ -61,6 +61,19 @@ def test_decoding_equals_the_model_run_over_the_whole_text(split, sampling: Samp
         np.testing.assert_array_equal(written_BC[running_BC], logits_BCV.argmax(-1)[running_BC])
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_watching_tokens_tells_how_likely_they_were_and_changes_nothing(split, sampling: Sampling):
+    plain, vocabulary = run(split, TAILS, sampling, completions=2), PLAIN.language.vocabulary
+    made = run(split, TAILS, replace(sampling, watched=tuple(range(vocabulary))), completions=2)
+    np.testing.assert_array_equal(made.ids_PGC, plain.ids_PGC)
+    assert plain.watched_PGCW.shape == (*plain.ids_PGC.shape, 0)
+    running_PGC = np.arange(sampling.max_new_tokens) < made.lengths_PG[..., None]
+    own_PGC = np.take_along_axis(made.watched_PGCW, made.ids_PGC[..., None], -1)[..., 0]
+    np.testing.assert_array_equal(own_PGC[running_PGC], made.log_probs_PGC[running_PGC])
+    np.testing.assert_allclose(np.exp(made.watched_PGCW[running_PGC]).sum(-1), 1, rtol=1e-5)
+    assert not made.watched_PGCW[~running_PGC].any()
+
+
 def test_rows_do_not_depend_on_padding_or_on_their_neighbours(split):
     together = run(split, TAILS)
     for row, tail in enumerate(TAILS):
@@ -165,7 +178,7 @@ LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], np.float32))
 )
 def test_draws_come_from_the_tokens_that_the_cuts_leave(sampling: Sampling, kept: set[int]):
     keys = jax.random.split(jax.random.key(0), (1, 2000))
-    chosen, log_probs = choose(jnp.broadcast_to(LOGITS, (1, 2000, 5)), keys, sampling)
+    chosen, log_probs, _ = choose(jnp.broadcast_to(LOGITS, (1, 2000, 5)), keys, sampling)
     assert set(np.unique(chosen).tolist()) == kept
     # The recorded probability is the whole vocabulary's, whatever was cut.
     np.testing.assert_allclose(log_probs, LOGITS[np.asarray(chosen)], rtol=1e-5)
@@ -173,7 +186,7 @@ def test_draws_come_from_the_tokens_that_the_cuts_leave(sampling: Sampling, kept
 
 def test_draws_follow_the_temperature():
     keys = jax.random.split(jax.random.key(0), (1, 20000))
-    chosen, _ = choose(jnp.broadcast_to(LOGITS, (1, 20000, 5)), keys, Sampling(temperature=2.0))
+    chosen, *_ = choose(jnp.broadcast_to(LOGITS, (1, 20000, 5)), keys, Sampling(temperature=2.0))
     expected = np.exp(LOGITS / 2) / np.exp(LOGITS / 2).sum()
     # 20,000 draws: the standard error of a share is at most 0.0036.
     np.testing.assert_allclose(np.bincount(chosen[0], minlength=5) / 20000, expected, atol=0.015)

@@ -144,7 +144,7 @@ def test_a_deaf_model_is_the_same_but_for_the_motion_branch(seeing: Path, tmp_pa
 
 
 def test_answers_without_a_rating_count_as_the_middle_and_are_counted():
-    read_ = read(["<think>x</think><answer>4.25</answer>", "nothing"])
+    read_ = read(["<think>x</think><answer>4.25</answer>", "nothing"], [4.0, UNRATED])
     assert read_.scores_N.tolist() == [4.25, UNRATED]
     assert read_.valid == 0.5
 

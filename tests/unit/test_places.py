@@ -11,10 +11,10 @@ from flax import nnx
 from tests.models import CONTEXT, PAD, PLAIN, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax import places as module
 from vqathinker_jax.data.prompt import pad_left
-from vqathinker_jax.generate import Sampling, encode, generate
-from vqathinker_jax.places import Prompt, answers
+from vqathinker_jax.generate import Completions, Sampling, encode, generate
+from vqathinker_jax.places import Prompt, Written, answers
 
-GREEDY = Sampling(max_new_tokens=14)
+GREEDY = Sampling(max_new_tokens=14, watched=(9, 30))
 DRAWN = Sampling(max_new_tokens=14, temperature=0.9, top_k=20)
 VIDEOS = 9
 # A window shorter than prompt and answer, so that both ends of what a token sees are held.
@@ -39,7 +39,12 @@ def prompts() -> list[Prompt]:
 
 
 def alone(split, prompt: Prompt, sampling: Sampling, stop: int) -> tuple[list[int], bool]:
-    made = generate(
+    made = one_by_one(split, prompt, sampling, stop)
+    return made.ids_PGC[0, 0, : made.lengths_PG[0, 0]].tolist(), bool(made.stopped_PG[0, 0])
+
+
+def one_by_one(split, prompt: Prompt, sampling: Sampling, stop: int) -> Completions:
+    return generate(
         *split,
         encode(*split, prompt.frames_FYXC[None]),
         prompt.ids_S[None],
@@ -50,16 +55,21 @@ def alone(split, prompt: Prompt, sampling: Sampling, stop: int) -> tuple[list[in
         sampling=sampling,
         key=prompt.key,
     )
-    return made.ids_PGC[0, 0, : made.lengths_PG[0, 0]].tolist(), bool(made.stopped_PG[0, 0])
 
 
-def seated(split, prompts, sampling: Sampling, stop: int, places: int, **options) -> dict:
-    """The answers by video; each prompt's key is the one that `generate` splits off for its only completion."""
+def seated(split, prompts, sampling: Sampling, stop: int, places: int, **options) -> dict[int, tuple[list[int], bool]]:
+    """The answers by video."""
+    found = seen(split, prompts, sampling, stop, places, **options)
+    return {tag: (answer.ids_T.tolist(), answer.stopped) for tag, answer in found.items()}
+
+
+def seen(split, prompts, sampling: Sampling, stop: int, places: int, **options) -> dict[int, Written]:
+    """All of the answers by video; each prompt's key is the one that `generate` splits off for its only completion."""
     fed: Iterator = (p and p._replace(key=jax.random.split(p.key, (1, 1))[0, 0]) for p in prompts)
     ends = {"context_id": CONTEXT, "stop_id": stop, "sampling": sampling}
     found = list(answers(*split, fed, places=places, **ends, **options))
     assert len(found) == len({answer.tag for answer in found})
-    return {answer.tag: (answer.ids_T.tolist(), answer.stopped) for answer in found}
+    return {answer.tag: answer for answer in found}
 
 
 def common_token(split, prompts: list[Prompt], sampling: Sampling) -> int:
@@ -75,6 +85,15 @@ def test_refilled_places_answer_as_one_by_one(split, prompts: list[Prompt], samp
     assert len({len(ids) for ids, _ in expected.values()}) >= 3, "answers of one length refill nothing"
     for places in 1, 3:
         assert seated(split, prompts, sampling, stop, places) == expected
+
+
+def test_watched_tokens_are_as_likely_as_one_by_one(split, prompts: list[Prompt]):
+    stop = common_token(split, prompts, GREEDY)
+    for video, answer in seen(split, prompts, GREEDY, stop, 3).items():
+        expected = one_by_one(split, prompts[video], GREEDY, stop).watched_PGCW[0, 0, : len(answer.ids_T)]
+        assert answer.watched_TW.shape == (len(answer.ids_T), 2)
+        # float32: sums over other numbers of rows.
+        np.testing.assert_allclose(answer.watched_TW, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_slices_pauses_and_order_change_nothing(prompts: list[Prompt]):

@@ -46,6 +46,34 @@ def test_what_failed_is_counted_and_left_out():
     assert numbers["rmse_fitted"] == vars(expected.rmse_fitted)
 
 
+def test_expected_ratings_are_held_against_labels_beside_those_written(tmp_path: Path):
+    found, rows = rated("mine", 40)
+    (without,) = summary.join([found], rows, resamples=10)
+    assert "expected" not in without.numbers()
+    rows["mine", "7.mp4"] = {"status": "failed", "score": None, "reason": "no <answer> tags", "text": ""}
+    for number in {*range(40)} - {7}:
+        rows["mine", f"{number}.mp4"] |= {"expected": 1 + number / 10, "deviation": 0.5}
+    results = summary.join([found], rows, resamples=10)
+    made = summary.summarise(results, {})
+    assert made["sets"]["mine"]["expected"]["srcc"]["value"] == pytest.approx(1)
+    assert made["sets"]["mine"]["srcc"]["value"] < 1
+    text = markdown(tables(made))
+    assert "| mine, expected | 39 of 40 | 1.000" in text
+    assert "- Expected: not the rating as written" in text
+    summary.write(tmp_path, results, made)
+    with (tmp_path / "predictions.csv").open() as file:
+        written = {row["video"]: (row["expected"], row["deviation"]) for row in csv.DictReader(file)}
+    assert (written["3.mp4"], written["7.mp4"]) == (("1.3", "0.5"), ("", ""))
+
+
+def test_expectations_of_some_ratings_only_are_held_against_nothing():
+    found, rows = rated("mine", 40)
+    for number in range(39):
+        rows["mine", f"{number}.mp4"] |= {"expected": 3.0 + number / 40, "deviation": 0.5}
+    (result,) = summary.join([found], rows, resamples=10)
+    assert result.expected is None
+
+
 def test_means_are_weighted_by_videos_and_stand_beside_the_published_ones():
     planted = [
         rated(PAPER[2].name, 90, 1),

@@ -138,7 +138,9 @@ function plotSet(set) {
 // ---- table
 
 const COLUMNS = [
-  ["set", "Set", null], ["video", "Video", null], ["score", "Rating", 2], ["mos", "Label", 2],
+  ["set", "Set", null], ["video", "Video", null], ["score", "Rating", 2],
+  ...(data.rows.some((row) => row.expected !== null) ? [["expected", "Expected", 2]] : []),
+  ["mos", "Label", 2],
   ["residual", "Off by", 2], ["off", "Off, in RMSE", 2],
   ...(data.other ? [["other", "Other run", 2], ["change", "Change", 2]] : []),
   ...(data.rows.some((row) => row.chosen) ? [["chosen", "Chosen", null], ["right", "Right", null]] : []),
@@ -242,7 +244,8 @@ function open(row) {
   dialog.querySelector("h2").textContent = `${row.set}: ${row.video}`;
   showFrames(row);
   const lines = [];
-  if (row.score !== null) lines.push(`Rating ${digits(row.score, 2)}`);
+  const likely = row.expected === null ? "" : `, expected ${digits(row.expected, 2)} ± ${digits(row.deviation, 2)}`;
+  if (row.score !== null) lines.push(`Rating ${digits(row.score, 2)}${likely}`);
   if (row.mos !== null) lines.push(`Label ${digits(row.mos, 2)}`);
   if (row.residual !== null) lines.push(`Fitted rating ${digits(row.mos + row.residual, 2)}, off by ${digits(row.residual, 2)}`);
   if (row.question) lines.push(row.question, `Chosen ${row.chosen ?? "–"}, right ${row.right}`);

@@ -40,8 +40,12 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except (InputError, OSError) as error:
+    except InputError as error:
         console.print_error(error)
+        return 2
+    except OSError as error:
+        cure = "check the path, its permissions, and the room there"
+        console.print_error(InputError(f"{error.filename}: {error.strerror}; {cure}") if error.filename else error)
         return 2
 
 

@@ -1,7 +1,8 @@
 """The least that each phase has to do, counted by hand: multiplications and additions, and bytes of memory traffic.
 
 Nothing is padded, nothing is computed twice, no product of an attention that nobody sees is made; weights are read once
-a pass, in two bytes each, and of activations only what a phase is given and what it leaves behind is moved.
+a pass, in two bytes each (those of the layers in one, where they are kept so), and of activations only what a phase is
+given and what it leaves behind is moved.
 """
 
 from dataclasses import dataclass
@@ -36,13 +37,14 @@ def least(sizes: Sizes, cell: str) -> Work:
     model, videos = sizes.model, int(batch)
     asked, trained = (model, sizes.scoring, videos), (model, sizes.training, videos)
     learned = (*trained, sizes.learned, sizes.completion)
+    size = 1 if sizes.weights == "int8" else _SIZE
     return {
         "vision": lambda: vision(*asked),
         "motion": lambda: motion(*asked),
-        "prefill": lambda: prefill(*asked),
-        "decode": lambda: decode(*asked, 1, sizes.slice / 2),
-        "score": lambda: answered(*asked, 1, sizes.answer),
-        "rollout": lambda: answered(*trained, sizes.drawn, sizes.completion),
+        "prefill": lambda: prefill(*asked, size),
+        "decode": lambda: decode(*asked, 1, sizes.slice / 2, size),
+        "score": lambda: answered(*asked, 1, sizes.answer, size),
+        "rollout": lambda: answered(*trained, sizes.drawn, sizes.completion, size),
         "log-probs": lambda: log_probs(*learned),
         "lora": lambda: update(*learned, adapters=True, again=False),
         "update": lambda: update(*learned, adapters=False, again=False),
@@ -73,28 +75,32 @@ def motion(model: ModelConfig, prompt: Prompt, videos: int) -> Work:
     return Work(videos * each, weights * _SIZE + videos * prompt.frames * prompt.size**2 * 3)
 
 
-def prefill(model: ModelConfig, prompt: Prompt, prompts: int) -> Work:
-    """Embedded prompts to the logits of each one's next token, and their cache."""
+def prefill(model: ModelConfig, prompt: Prompt, prompts: int, size: int = _SIZE) -> Work:
+    """Embedded prompts to the logits of each one's next token, and their cache. size: bytes of a layer's weight."""
     language, tokens = model.language, prompt.tokens(model)
     head = language.width * language.vocabulary
     flops = prompts * (_through(language, tokens) + _seen(language, _before(tokens)) + 2 * head)
     moved = prompts * tokens * (language.width * _SIZE + _cache(language))
-    return Work(flops, (_layers(language) + head) * _SIZE + moved)
+    return Work(flops, _layers(language) * size + head * _SIZE + moved)
 
 
-def decode(model: ModelConfig, prompt: Prompt, prompts: int, completions: int, written: float) -> Work:
+def decode(
+    model: ModelConfig, prompt: Prompt, prompts: int, completions: int, written: float, size: int = _SIZE
+) -> Work:
     """One token of each completion, `written` tokens of each being there."""
     language, rows, tokens = model.language, prompts * completions, prompt.tokens(model)
     head = language.width * language.vocabulary
     flops = rows * (_through(language, 1) + _seen(language, tokens + written + 1) + 2 * head)
     cached = (prompts * tokens + rows * (written + 1)) * _cache(language)
-    return Work(flops, (_layers(language) + head) * _SIZE + cached)
+    return Work(flops, _layers(language) * size + head * _SIZE + cached)
 
 
-def answered(model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int) -> Work:
+def answered(
+    model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int, size: int = _SIZE
+) -> Work:
     """Videos to completions: encoding, prefill, and every token after the first."""
-    begun = vision(model, prompt, prompts) + motion(model, prompt, prompts) + prefill(model, prompt, prompts)
-    return begun + decode(model, prompt, prompts, completions, (tokens - 1) / 2) * (tokens - 1)
+    begun = vision(model, prompt, prompts) + motion(model, prompt, prompts) + prefill(model, prompt, prompts, size)
+    return begun + decode(model, prompt, prompts, completions, (tokens - 1) / 2, size) * (tokens - 1)
 
 
 def log_probs(model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int) -> Work:

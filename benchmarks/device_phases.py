@@ -21,7 +21,7 @@ from vqathinker_jax.model.vlm import VLM, normalise
 from vqathinker_jax.optim import OptimizerConfig, optimizer, trainable
 from vqathinker_jax.rewards import Ratings
 from vqathinker_jax.sharding import Layout
-from vqathinker_jax.skeleton import abstract_model, with_adapters
+from vqathinker_jax.skeleton import abstract_model, with_adapters, with_weights
 from vqathinker_jax.step import Fixed, Rollout, StepConfig, TrainState, completion_log_probs, update
 
 DTYPE = jnp.bfloat16
@@ -49,21 +49,24 @@ def case(sizes: Sizes, cell: str, layout: Layout) -> Case:
     return _CASES[phase](sizes, int(batch), layout)
 
 
-def skeleton(sizes: Sizes, layout: Layout, lora: LoraConfig = _NO_LORA) -> VLM:
+def skeleton(sizes: Sizes, layout: Layout, lora: LoraConfig = _NO_LORA, *, trained: bool = False) -> VLM:
     """The model without its numbers, told how to compute."""
     model = with_adapters(abstract_model(sizes.model), lora)
+    model = model if trained else with_weights(model, sizes.weights)
     model.arithmetic = jnp.dtype(DTYPE)
     model.lay_out(layout)
     return model
 
 
 def drawn(state: nnx.State, seed: int = 0) -> nnx.State:
-    """Random bfloat16 weights, small ones, and near 1 those that scale."""
+    """Random bfloat16 weights, small ones, and near 1 those that scale; where a byte is kept, a few of its values."""
     # One draw over and over: a draw for each of hundreds of arrays takes the compiler most of a minute.
     noise = jax.random.normal(jax.random.key(seed), (999_983,), DTYPE) * jnp.asarray(0.02, DTYPE)
 
     def fill(path: tuple[Any, ...], x: Any) -> jax.Array:
         name = jax.tree_util.keystr(path)
+        if x.dtype.itemsize == 1:
+            return jnp.resize((50 * noise).astype(x.dtype), x.shape)
         return jnp.resize(noise + 1 if "scale" in name or "variance" in name else noise, x.shape)
 
     return jax.tree_util.tree_map_with_path(fill, state)
@@ -176,7 +179,7 @@ def _answers(sizes: Sizes, prompt: Prompt, videos: int, layout: Layout, completi
 
 
 def _log_probs(sizes: Sizes, videos: int, layout: Layout) -> Case:
-    graph, abstract = nnx.split(skeleton(sizes, layout))
+    graph, abstract = nnx.split(skeleton(sizes, layout, trained=True))
 
     @jax.jit
     def run(held: Any, _: Any) -> jax.Array:
@@ -189,7 +192,7 @@ def _log_probs(sizes: Sizes, videos: int, layout: Layout) -> Case:
 
 def _update(sizes: Sizes, videos: int, layout: Layout, lora: LoraConfig = _NO_LORA) -> Case:
     moves = trainable(_OPTIMIZER, adapters=lora.rank > 0)
-    graph, moving, still = nnx.split(skeleton(sizes, layout, lora), moves, ...)
+    graph, moving, still = nnx.split(skeleton(sizes, layout, lora, trained=True), moves, ...)
     tx = optimizer(_OPTIMIZER, 1000)
 
     def make() -> tuple[Any, Any]:

@@ -3,7 +3,8 @@
 Read by our side and PyTorch's, so it imports neither.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from vqathinker_jax.model.config import LanguageConfig, ModelConfig, MotionConfig, VisionConfig
 from vqathinker_jax.model.released import RELEASED
@@ -35,13 +36,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sizes:
-    """scoring, training: the two kinds of prompts. context_id: the token that stands for a visual one.
+    """weights: what the decoder layers' matrices are kept in, but in training. scoring, training: the two kinds of
+    prompts. context_id: the token that stands for a visual one.
 
     batches: videos at a time, by phase. answer: tokens of a score's answer. completion: tokens of a completion in
     training. drawn, learned: completions a video in a rollout and in an update. slice: tokens of a timed decode.
     """
 
     model: ModelConfig
+    weights: Literal["full", "int8"] = "full"
     scoring: Prompt = Prompt(12, 560, 200)
     training: Prompt = Prompt(6, 448, 163)
     context_id: int = 151667
@@ -95,3 +98,4 @@ SIZES = {
     "1B": Sizes(RELEASED["1B"]),
     "8B": Sizes(RELEASED["8B"]),
 }
+SIZES |= {f"{name}-int8": replace(sizes, weights="int8") for name, sizes in SIZES.items()}

@@ -39,6 +39,8 @@ class ModelOptions:
     """SlowFast weights (SLOWFAST_8x8_R50.pyth), for a checkpoint that has a motion branch but not these."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic and weights; auto is bfloat16 on an accelerator, float32 on a CPU."""
+    weights: Literal["full", "int8", "fp8"] = "full"
+    """int8 and fp8 keep the language model's matrices in a byte a weight: less memory, ratings a little off."""
     attention: Literal["auto", "blocks"] = "auto"
     """auto takes the kernel made for the device (cuDNN's, or splash on a TPU); blocks does without, on any device."""
     frames: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=AS_MADE.format(12))] = None
@@ -78,6 +80,7 @@ def open_judge(options: ModelOptions, question: str | None = None) -> "Judge":
         options.checkpoint,
         slowfast=options.slowfast,
         dtype=options.dtype,
+        weights=options.weights,
         attention=options.attention,
         view=View.of(config, options.frames, options.image_size, options.decoder),
         sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p),

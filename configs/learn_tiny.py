@@ -7,7 +7,8 @@
 The rewards are the paper's but for two things: a batch is ranked as a whole, which is dense where a rating is still far
 from right, and a written 3.50 counts as two decimals, without which every tenth rating is punished for its last digit.
 Training for minutes takes large steps; the KL weight is what keeps the words true and the ratings many meanwhile
-(`benchmarks/learning` has what weaker ones did).
+(`benchmarks/learning` has what weaker ones did), and the reference policy follows now and then, so that the weight
+keeps ratings from haste and not from where they are going.
 """
 
 from dataclasses import replace
@@ -15,7 +16,7 @@ from dataclasses import replace
 from vqathinker_jax.data.pipeline import DataConfig
 from vqathinker_jax.grpo import LossConfig
 from vqathinker_jax.optim import OptimizerConfig
-from vqathinker_jax.recipe import TrainConfig
+from vqathinker_jax.recipe import ReferenceConfig, TrainConfig
 from vqathinker_jax.rewards import RewardConfig
 from vqathinker_jax.rollout import RolloutConfig
 
@@ -31,7 +32,8 @@ config = TrainConfig(
         question="scoring",
         perturb=True,
     ),
-    steps=130,
+    steps=165,
+    reference=ReferenceConfig(every=55),
     rollout=RolloutConfig(completions=8, max_new_tokens=40, top_k=0, trailing_zeros=True),
     rewards=RewardConfig(),
     loss=LossConfig(beta=0.2, scale_advantages=False),

@@ -23,6 +23,7 @@ from convert.rule import Link, Shape, faults, link
 from convert.tensors import STORED, Tensor
 from vqathinker_jax.checkpoint import is_native, native_config, places, refuse, restore
 from vqathinker_jax.model.config import ModelConfig
+from vqathinker_jax.model.quantized import Weights
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.records import CheckpointError
 from vqathinker_jax.skeleton import abstract_model, arrays, fill
@@ -40,6 +41,7 @@ def open_model(
     directory: Path,
     *,
     dtype: DTypeLike | None = None,
+    weights: Weights = "full",
     slowfast: Path | None = None,
     unrolled: bool = False,
     mesh: Mesh | None = None,
@@ -50,16 +52,18 @@ def open_model(
     Raises: CheckpointError with every fault found, one a line.
     """
     if not is_native(directory):
-        return load(directory, dtype=dtype, slowfast=slowfast, unrolled=unrolled, mesh=mesh, progress=progress)
+        kept = {"dtype": dtype, "weights": weights, "unrolled": unrolled, "mesh": mesh}
+        return load(directory, slowfast=slowfast, progress=progress, **kept)
     if slowfast:
         raise CheckpointError(f"{directory}: a native checkpoint has no use for {slowfast}; leave --slowfast out")
-    return restore(directory, dtype=dtype, unrolled=unrolled, mesh=mesh)
+    return restore(directory, dtype=dtype, weights=weights, unrolled=unrolled, mesh=mesh)
 
 
 def load(
     directory: Path,
     *,
     dtype: DTypeLike | None = None,
+    weights: Weights = "full",
     slowfast: Path | None = None,
     unrolled: bool = False,
     mesh: Mesh | None = None,
@@ -67,7 +71,8 @@ def load(
 ) -> VLM:
     """The model of a folder in chat or Transformers' format.
 
-    dtype: of every parameter; None keeps what is stored. slowfast: a file of SlowFast's weights, for a checkpoint that
+    dtype: of every parameter; None keeps what is stored. weights: of these, what the decoder layers' matrices are kept
+    in (`quantized.py`). slowfast: a file of SlowFast's weights, for a checkpoint that
     has the motion projector but not them. unrolled: layers listed rather than stacked. mesh: over which it is spread;
     by default it goes to the first device. progress: a bar in the terminal.
 
@@ -82,7 +87,7 @@ def load(
         for name, value in stream(fit(source, shapes), source.tensors, shapes, dtype)
     )
     quiet = None if progress else True  # None: where there is no terminal
-    return fill(abstract, tqdm(values, f"loading {directory.resolve().name}", len(shapes), disable=quiet))
+    return fill(abstract, tqdm(values, f"loading {directory.resolve().name}", len(shapes), disable=quiet), weights)
 
 
 def _spread(value: np.ndarray, place: Sharding) -> jax.Array:

@@ -19,7 +19,7 @@ PANELS = {
     "reward_regression": "regression reward",
     "reward_format": "format reward",
     "reward_temporal": "temporal bonus",
-    "kl": "KL from the warm start",
+    "kl": "KL from the reference",
     "length": "tokens an answer",
 }
 DRAWN = ("step", "loss", *PANELS)
@@ -34,9 +34,13 @@ def write_figures(folder: Path, curves: Mapping[str, Runs], summary: Mapping[str
     stages = summary["details"]["seeds"]
     panels = []
     for split in ("in_domain", "out_of_domain"):
+        measured = {f"{stage} {i}": each[stage][split] for i, each in enumerate(stages) for stage in each}
+        name = split.replace("_", " ")
         for figure in ("srcc", "plcc"):
-            found = {f"{stage} {i}": each[stage][split][figure] for i, each in enumerate(stages) for stage in each}
-            panels.append(_intervals(f"{split.replace('_', ' ')} {figure.upper()}", found))
+            found = {run: each[figure] for run, each in measured.items()}
+            panels.append(_intervals(f"{name} {figure.upper()}", found))
+        expected = {run: each["expected"]["srcc"] for run, each in measured.items()}
+        panels.append(_intervals(f"{name} SRCC, expected ratings", expected))
     _write(folder / "held_out.svg", panels)
 
 

@@ -1,9 +1,10 @@
-"""What the warm start teaches a model to say about a synthetic clip: every aspect by its damage, and a poor rating.
+"""What the warm start teaches a model to say about a synthetic clip: every aspect by its damage, and any rating.
 
-The words are true. The rating is not: it is drawn about a point that follows the truth only a little of the way, with
-noise as wide as the scale allows, so that what a warm-started model rates well is left for the reinforcement to find.
+The words are true. The rating knows nothing of the clip: all of it is left for the reinforcement to find. (Where taught
+ratings followed the truth by a tenth, greedy ones still looked like noise, and their expectation ranked clips at 0.72.)
 It is told in quarters, for those few the reinforcement can all try out: where every second decimal is as likely as the
-next, it learns the first digit, and the rest stays one habit.
+next, it learns the first digit, and the rest stays one habit. And it lies lower than the scale's middle, so that first
+digits of 1, which few clips deserve, are tried out too.
 """
 
 import json
@@ -18,8 +19,8 @@ from vqathinker_jax.data.synthetic import Truth
 SLOTS = {"Detail": "detail", "Light": "light", "Colour": "colour", "Grain": "grain", "Motion": "time"}
 """The aspects of `distortions.KINDS`, each with its name in the text."""
 FINE = "fine"
-FOLLOWS, NOISE = 0.1, 1.0
-"""Of the true rating's distance to 3, how much the taught one keeps; and the deviation of its noise."""
+MIDDLE, LEAST, MOST = 2.5, 1.25, 4.75
+"""Of taught ratings, which deviate by a point."""
 COARSE = 0.25
 """What taught ratings are whole multiples of."""
 
@@ -27,7 +28,7 @@ COARSE = 0.25
 def response(truth: Truth, rng: np.random.Generator) -> str:
     """The reasoning and a rating to two decimals, in the form that training asks for."""
     said = [f"{name} {_look(truth, aspect)}." for name, aspect in SLOTS.items()]
-    rating = np.clip(3 + FOLLOWS * (truth.true_mos - 3) + NOISE * rng.standard_normal(), 1, 5)
+    rating = np.clip(rng.normal(MIDDLE), LEAST, MOST)
     return f"<think>{' '.join(said)}</think><answer>{COARSE * round(rating / COARSE):.2f}</answer>"
 
 

@@ -29,6 +29,7 @@ from jax.typing import DTypeLike
 from vqathinker_jax.checksums import read_checksums, write_checksums
 from vqathinker_jax.folder import copy_beside, replacing
 from vqathinker_jax.model.config import ModelConfig, parse_config
+from vqathinker_jax.model.quantized import Weights
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.processes import exchange, is_first
 from vqathinker_jax.records import CheckpointError
@@ -155,19 +156,26 @@ def open_native(directory: Path) -> dict[str, Tiled]:
 
 
 def restore(
-    directory: Path, *, dtype: DTypeLike | None = None, unrolled: bool = False, mesh: Mesh | None = None
+    directory: Path,
+    *,
+    dtype: DTypeLike | None = None,
+    weights: Weights = "full",
+    unrolled: bool = False,
+    mesh: Mesh | None = None,
 ) -> VLM:
     """The model of a native checkpoint.
 
-    dtype: of every parameter; None keeps what is stored. unrolled: layers listed rather than stacked. mesh: over which
-    it is spread, each device reading its own part; by default it goes to the first device.
+    dtype: of every parameter; None keeps what is stored. weights: of these, what the decoder layers' matrices are kept
+    in. unrolled: layers listed rather than stacked. mesh: over which it is spread, each device reading its own part; by
+    default it goes to the first device.
 
     Raises: CheckpointError where the weights do not fit the config, or cannot be read; InputError where its dimensions
     do not divide by the mesh's.
     """
     stored = open_native(directory)
     abstract = abstract_model(native_config(directory), unrolled=unrolled)
-    return fill(abstract, ((name, _restored(stored, name, dtype, at)) for name, at in places(abstract, mesh).items()))
+    at = places(abstract, mesh)
+    return fill(abstract, ((name, _restored(stored, name, dtype, place)) for name, place in at.items()), weights)
 
 
 def places(model: VLM, mesh: Mesh | None) -> dict[str, jax.sharding.Sharding | None]:

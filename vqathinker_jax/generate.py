@@ -34,12 +34,15 @@ class Sampling:
     watched: tuple[int, ...] = ()
 
     def __post_init__(self):
-        drawn = self.temperature == 0 or 0.01 <= self.temperature <= 100
-        if self.max_new_tokens < 1 or not drawn or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_k {self.top_k}, top_p "
-                f"{self.top_p}: give at least 1, 0 or 0.01 to 100, not below 0, and above 0 up to 1"
-            )
+        asked = {
+            f"max_new_tokens is {self.max_new_tokens}: give at least 1": self.max_new_tokens >= 1,
+            f"temperature is {self.temperature}: give 0, or 0.01 to 100": self.temperature == 0
+            or 0.01 <= self.temperature <= 100,
+            f"top_k is {self.top_k}: give 0 for all tokens, or how many": self.top_k >= 0,
+            f"top_p is {self.top_p}: give above 0 and up to 1": 0 < self.top_p <= 1,
+        }
+        if faults := [fault for fault, sound in asked.items() if not sound]:
+            raise InputError("; ".join(faults))
 
 
 class Completions(NamedTuple):

@@ -224,7 +224,8 @@ def _joined(made: list[Completions], copy: int, copies: int) -> Completions:
     fields = []
     for arrays in zip(*made, strict=True):
         each = [array[copy::copies] for array in arrays]
-        fields.append(np.stack(each, axis=1).reshape(-1, *each[0].shape[1:]))
+        # Counted, for what nobody watched has no elements to tell the number of rows by.
+        fields.append(np.stack(each, axis=1).reshape(len(each) * len(each[0]), *each[0].shape[1:]))
     return Completions(*fields)
 
 

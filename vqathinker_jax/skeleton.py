@@ -10,6 +10,7 @@ from flax import nnx
 from vqathinker_jax.model.adapter import LoraConfig, adapt
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.model.layers import unstack
+from vqathinker_jax.model.quantized import Weights, make_room, quantized
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.sharding import MeshConfig, layout_of, make_mesh
 
@@ -44,6 +45,16 @@ def with_adapters(skeleton: VLM, lora: LoraConfig, seed: int = 0) -> VLM:
     return nnx.eval_shape(adapted, skeleton)
 
 
+def with_weights(skeleton: VLM, weights: Weights) -> VLM:
+    """The model whose decoder layers' matrices are kept in this form."""
+
+    def narrowed(model: VLM) -> VLM:
+        make_room(model.language.layers, weights)
+        return model
+
+    return nnx.eval_shape(narrowed, skeleton)
+
+
 class _SameKey:
     """Stands for nnx.Rngs where no number is drawn: their counters make tracing a model take 10 s instead of 1."""
 
@@ -57,9 +68,12 @@ def arrays(model: nnx.Module) -> dict[str, jax.Array]:
     return by_path(nnx.state(model))
 
 
-def fill(abstract: VLM, values: Iterable[tuple[str, Any]]) -> VLM:
-    """The model whose parameters are `values`, as `fill_part` makes it, laid out for one device."""
-    model = fill_part(abstract, values)
+def fill(abstract: VLM, values: Iterable[tuple[str, Any]], weights: Weights = "full") -> VLM:
+    """The model whose parameters are `values`, as `fill_part` makes it, laid out for one device.
+
+    weights: what its decoder layers' matrices become, one after the other.
+    """
+    model = fill_part(with_weights(abstract, weights), quantized(values, weights))
     model.lay_out(layout_of(make_mesh(MeshConfig(), 1)))
     return model
 

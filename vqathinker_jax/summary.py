@@ -102,6 +102,9 @@ class SetResult:
             "parse_failure_rate": self.count("unparsable") / seen if seen else None,
             "truncation_rate": cut / seen if seen else None,
         }
+        ratings = [entry.row["score"] for entry in self.entries if entry.row and entry.row.get("score") is not None]
+        if ratings:
+            found["ratings"] = {"mean": float(np.mean(ratings)), "lowest": min(ratings), "highest": max(ratings)}
         if self.agreement is not None:
             found |= {name: asdict(getattr(self.agreement, name)) for name in FIGURES}
             found["logistic"] = _curve(self.agreement.fit)

@@ -26,7 +26,7 @@ def tables(summary: Found, other: Found | None = None, other_name: str = "") -> 
     Rows of an `other` run's figures stand below this run's, under its name.
     """
     sets = summary["sets"]
-    found = [_agreement(summary, other, other_name), _published(summary)]
+    found = [_agreement(summary, other, other_name), _published(summary), _ratings(sets)]
     found += [_accuracy(name, numbers["accuracy"]) for name, numbers in sets.items() if "accuracy" in numbers]
     return [table for table in [*found, _counts(sets)] if table.rows]
 
@@ -86,6 +86,16 @@ def _beside(name: str, numbers: Found) -> list[str]:
         cells += [_number(value), _number(numbers["published"][figure])]
         cells.append("–" if difference is None else f"{difference:+.3f}")
     return cells
+
+
+def _ratings(sets: Mapping[str, Found]) -> Table:
+    """Of sets without labels, for which there is no other figure."""
+    rows = [
+        [name, *(f"{numbers['ratings'][figure]:.2f}" for figure in ("mean", "lowest", "highest"))]
+        for name, numbers in sets.items()
+        if "ratings" in numbers and "srcc" not in numbers
+    ]
+    return Table("Ratings", ["Set", "Mean", "Lowest", "Highest"], rows)
 
 
 def _accuracy(name: str, accuracy: Found) -> Table:

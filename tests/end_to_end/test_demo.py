@@ -81,6 +81,19 @@ def test_an_evaluation_and_windows_expect_what_scoring_expects(call, expected: d
     assert (moment["score"], moment["expected"], moment["deviation"]) == pytest.approx(likely[clips[0].name], abs=0.5)
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_weights_in_bytes_expect_nearly_the_same(call, expected: dict, weights: str):
+    clips = [ASSETS / "clips" / name for name in expected]
+    full, narrow = (
+        [json.loads(line) for line in call("score", *clips, "--json", "--weights", kept).stdout.splitlines()]
+        for kept in ("full", weights)
+    )
+    for one, other in zip(full, narrow, strict=True):
+        assert other["status"] == "ok"
+        assert abs(one["expected"] - other["expected"]) < 0.3
+        assert one["deviation"] != other["deviation"], "nothing was rounded"
+
+
 def test_a_free_question_gets_an_answer(call):
     done = call("ask", ASSETS / "clips" / "damaged.mp4", "What is wrong with this video?")
     assert done.returncode == 0, done.stderr

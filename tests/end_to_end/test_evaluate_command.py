@@ -94,7 +94,7 @@ def test_descriptions_need_no_rating(command, videos: Path, tmp_path: Path):
         (["videos", "--preset", "paper", "--task", "choice"], "has no questions"),
         (["videos", "--compare", "videos"], "holds no predictions.jsonl"),
         (["videos", "--preset", "paper"], "none of the paper's metas"),
-        (["videos/labels.csv", "--task", "choice"], "no JSON"),
+        (["videos/labels.csv", "--task", "choice"], "name JSON lines with video, question"),
     ],
 )
 @pytest.mark.usefixtures("videos")

@@ -56,14 +56,16 @@ def test_every_kind_of_damage_has_a_slot():
         assert text.count("fine") == len(SLOTS) - 1
 
 
-def test_taught_ratings_follow_the_truth_a_little_and_no_more():
-    truths = [plan(SyntheticConfig(), "train", number) for number in range(1500)]
+def test_taught_ratings_know_nothing_of_the_truth():
+    truths = [plan(SyntheticConfig(), "train", number) for number in range(4000)]
     rng = np.random.default_rng(0)
     taught = [parse_score(response(each, rng)) for each in truths]
     ratings = [each.score for each in taught if isinstance(each, Answer)]
     assert len(ratings) == len(truths)
     assert all(rating % COARSE == 0 for rating in ratings)
-    assert 0.03 < spearmanr(ratings, [each.true_mos for each in truths])[0] < 0.2
+    # Four deviations of what chance gives 4000 pairs.
+    assert abs(spearmanr(ratings, [each.true_mos for each in truths])[0]) < 4 / 4000**0.5
+    assert set(range(1, 5)) == {int(rating) for rating in ratings}
 
 
 def test_lessons_are_the_manifests_lines_with_a_response(tmp_path: Path):
@@ -151,7 +153,8 @@ def test_answers_without_a_rating_count_as_the_middle_and_are_counted():
 
 def test_figures_are_well_formed(tmp_path: Path):
     rows = [{"step": step, "loss": 1 / (1 + step), **dict.fromkeys(PANELS, 0.1 * step)} for step in range(30)]
-    found = {split: {"srcc": [0.5, 0.4, 0.6], "plcc": [0.5, 0.4, 0.6]} for split in ("in_domain", "out_of_domain")}
+    figures = {"srcc": [0.5, 0.4, 0.6], "plcc": [0.5, 0.4, 0.6]}
+    found = {split: figures | {"expected": figures} for split in ("in_domain", "out_of_domain")}
     curves = {stage: {"seed 0": rows, "a & b": rows[:3]} for stage in ("warm_start", "grpo")}
     write_figures(tmp_path, curves, {"details": {"seeds": [{"warm_start": found, "grpo": found}]}})
     for name in ("warm_start", "grpo", "held_out"):
@@ -168,8 +171,10 @@ def test_the_summary_holds_lists_over_seeds_and_the_controls(tmp_path: Path):
         (options.work / run / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": 1 / 3, "tokens": 9}) + "\n")
 
     def measured(srcc: float) -> dict[str, Any]:
-        split = {"srcc": [srcc, 0.0, 1.0], "plcc": [0.5, 0.0, 1.0], "format_rate": 1.0}
-        return {"in_domain": split, "out_of_domain": split, "temporal": {"above": 0.75}, "blank_frames": [0.01, 0, 0]}
+        expected = {"srcc": [srcc + 0.1, 0.0, 1.0], "plcc": [0.6, 0.0, 1.0]}
+        split = {"srcc": [srcc, 0.0, 1.0], "plcc": [0.5, 0.0, 1.0], "format_rate": 1.0, "expected": expected}
+        pairs = {"above": 0.75, "expected_above": 0.9}
+        return {"in_domain": split, "out_of_domain": split, "temporal": pairs, "blank_frames": [0.01, 0, 0]}
 
     seeds = [
         {stage: measured(seed + found) for stage, found in zip(STAGES, (0.3, 0.8), strict=True)} for seed in (0, 1)
@@ -180,6 +185,9 @@ def test_the_summary_holds_lists_over_seeds_and_the_controls(tmp_path: Path):
     assert summary["warm_start"]["in_domain_srcc"] == [0.3, 1.3]
     assert summary["grpo"]["out_of_domain_srcc"] == [0.8, 1.8]
     assert summary["grpo"]["temporal_pair_rate"] == [0.75, 0.75]
+    assert summary["grpo"]["expected_temporal_pair_rate"] == [0.9, 0.9]
+    assert summary["warm_start"]["expected_in_domain_srcc"] == pytest.approx([0.4, 1.4])
+    assert summary["expected_shuffled_reward_srcc"] == pytest.approx([0.3])
     assert summary["blank_frames_srcc"] == [0.01, 0.01]
     assert summary["shuffled_reward_srcc"] == [0.2]
     assert summary["minutes"] == 2.5

@@ -157,6 +157,18 @@ def test_rates_and_absent_videos_stand_in_the_counts():
     assert "- mine: all 30 are absent: check the folder; 0.mp4, " in text
 
 
+def test_sets_without_labels_tell_their_ratings():
+    found, rows = rated("mine", 4)
+    unlabelled = VideoSet("mine", tuple(Item(item.name, item.video) for item in found.items))
+    for number, score in enumerate((1.5, 4.25, 2.0)):
+        rows["mine", f"{number}.mp4"]["score"] = score
+    rows["mine", "3.mp4"] = {"status": "failed", "score": None, "reason": "no <answer> tags", "text": ""}
+    made = summary.summarise(summary.join([unlabelled], rows), {})
+    assert made["sets"]["mine"]["ratings"] == {"mean": pytest.approx(7.75 / 3), "lowest": 1.5, "highest": 4.25}
+    assert "| mine | 2.58 | 1.50 | 4.25 |" in markdown(tables(made))
+    assert "Lowest" not in markdown(tables(summary.summarise(summary.join([found], rows, resamples=10), {})))
+
+
 def test_labels_are_not_held_against_descriptions():
     found, _ = rated("mine", 2)
     row = {"status": "ok", "reason": None, "text": "Sharp.", "answer": "Sharp.", "cut_off": False}

@@ -62,9 +62,9 @@ class Seen(NamedTuple):
 def feed(videos: Sequence[Path], view: View, workers: int) -> Iterator[Seen | None]:
     """Each file as soon as some worker has looked at it; None where for a moment none is ready.
 
-    With 0 workers this process looks at them, one after the other.
+    With 0 workers this process looks at them, one after the other, as it does where there is no file at all.
     """
-    if not workers:
+    if not workers or not any(video.is_file() for video in videos):
         yield from (look(place, video, view) for place, video in enumerate(videos))
         return
     waiting, suspects = deque(range(len(videos))), deque[int]()

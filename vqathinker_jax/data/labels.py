@@ -97,6 +97,8 @@ def read_choices(questions: Path, folder: Path | None = None) -> tuple[VideoSet,
     Raises:
         InputError: the list of all faults, one a line.
     """
+    if questions.is_dir() or questions.suffix.lower() in {".csv", ".yaml", ".yml"}:
+        raise InputError(f"{questions}: holds no questions; name JSON lines with video, question, options and answer")
     report, items = Report(), []
     root = (folder or questions.parent).resolve()
     for number, line in report.attempt(f"{questions}", lines_of, questions) or []:
@@ -165,10 +167,13 @@ def _closed(report: Report, found: list[tuple[str, Item]]) -> list[Item]:
 
 
 def _table(meta: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a CSV by its header, with their lines."""
+    """The rows of a CSV by its header, in small letters, with their lines; semicolons or tabs may stand for commas."""
     try:
-        reader = csv.DictReader(io.StringIO(bytes_of(meta).decode("utf-8-sig"), newline=""), strict=True)
-        columns = [name.strip() for name in reader.fieldnames or []]
+        text = bytes_of(meta).decode("utf-8-sig")
+        header = text.partition("\n")[0]
+        between = next((mark for mark in ",;\t" if mark in header), ",")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=between)
+        columns = [name.strip().lower() for name in reader.fieldnames or []]
         reader.fieldnames = columns
         missing = [name for name in ("video", "mos") if name not in columns]
         if missing:

@@ -37,7 +37,8 @@ _ones = jax.nn.initializers.ones
 class Linear(nnx.Module):
     """x[..., ins] @ kernel[ins, outs] + bias[outs], contracting as many trailing axes of x as `ins` has.
 
-    `adapter`, where there is one (`adapter.py`), adds what it makes of x.
+    `adapter`, where there is one (`adapter.py`), adds what it makes of x. `scale` [outs], where there is one, is what a
+    kernel kept in bytes counts times (`quantized.py`).
     """
 
     def __init__(self, ins: Sequence[int], outs: Sequence[int], axes: Axes, *, bias: bool, rngs: nnx.Rngs):
@@ -45,12 +46,20 @@ class Linear(nnx.Module):
         self.kernel = param(nnx.Param, _normal, (*ins, *outs), axes, rngs)
         self.bias = param(nnx.Param, _zeros, outs, axes[len(ins) :], rngs) if bias else None
         self.adapter: Any = nnx.data(None)
+        self.scale: Any = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.contracted)
+        y = self._product(x)
         if self.adapter is not None:
             y += self.adapter(x)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def _product(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        if self.scale is None:
+            return jnp.tensordot(x, kernel, self.contracted)
+        y = jnp.tensordot(x, kernel, self.contracted, preferred_element_type=jnp.float32)
+        return (y * self.scale[...]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -83,6 +83,12 @@ def test_a_worker_that_dies_while_nobody_waits_for_it_costs_no_file(videos: list
     assert all(seen.clip is not None for seen in found)
 
 
+def test_no_worker_is_started_for_files_that_are_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_pool", lambda workers: pytest.fail(f"{workers} workers were started"))
+    found = seen_by([tmp_path / "a.mp4", tmp_path / "b.mp4"], 2)
+    assert all("cannot be opened" in str(seen.fault) for seen in found)
+
+
 def test_an_error_that_nobody_foresaw_is_a_fault_of_its_file(videos: list[Path], monkeypatch: pytest.MonkeyPatch):
     def fail(*_arguments: object) -> None:
         raise ZeroDivisionError("by a frame rate of 0")

@@ -50,6 +50,15 @@ def test_every_form_gives_the_same_items(tmp_path: Path, videos: Path, form: str
     assert found.items == tuple(Item(name, videos / name, mos) for name, mos in SCORES.items())
 
 
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_spreadsheet_may_write_its_table_otherwise(tmp_path: Path, videos: Path, between: str):
+    rows = [("Video", "Scene", "MOS"), *((name, "a, b", score) for name, score in SCORES.items())]
+    text = "\r\n".join(between.join(map(str, row)) for row in rows)
+    (tmp_path / "set.csv").write_text(text, encoding="utf-8")
+    (found,) = read_sets(tmp_path / "set.csv", videos)
+    assert found.items == tuple(Item(name, videos / name, mos) for name, mos in SCORES.items())
+
+
 def test_a_folder_gives_its_videos_without_labels(videos: Path):
     (videos / "notes.txt").write_text("no video")
     (found,) = read_sets(videos)

@@ -26,6 +26,7 @@ from vqathinker_jax.data.prompt import load_tokenizer
 from vqathinker_jax.data.video import read_clip
 from vqathinker_jax.generate import Sampling
 from vqathinker_jax.judge import Judge, Verdict, View, check
+from vqathinker_jax.model.language import Cache
 from vqathinker_jax.model.quantized import Weights
 from vqathinker_jax.records import Clip, InputError, VideoError
 
@@ -40,6 +41,7 @@ def load(
     slowfast: str | Path | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     weights: Weights = "full",
+    cache: Cache = "full",
     attention: Literal["auto", "blocks"] = "auto",
     view: View | None = None,
     sampling: Sampling = GREEDY,
@@ -51,8 +53,9 @@ def load(
 
     slowfast: its weights, for a checkpoint with a motion branch but not these. dtype: auto is bfloat16 on an
     accelerator, float32 on a CPU. weights: int8 or fp8 keep the decoder layers' matrices in a byte a weight, at a small
-    cost in accuracy. attention: auto is the kernel made for the device, blocks does without. view: None for what the
-    checkpoint says it was made to see, or else 12 frames of 560 pixels. progress: a bar on standard error.
+    cost in accuracy. cache: int8 keeps prompts' keys and values so. attention: auto is the kernel made for the device,
+    blocks does without. view: None for what the checkpoint says it was made to see, or else 12 frames of 560 pixels.
+    progress: a bar on standard error.
 
     Raises: InputError where checkpoint, tokenizer and settings do not fit, before any weight is read.
     """
@@ -63,6 +66,7 @@ def load(
     on_cpu = jax.default_backend() == "cpu"
     chosen = dtype if dtype != "auto" else "float32" if on_cpu else "bfloat16"
     model = open_model(folder, dtype=chosen, weights=weights, slowfast=motion, unrolled=on_cpu, progress=progress)
+    model.language.cache = cache
     if attention != "auto":
         model.lay_out(replace(model.layout, attention=attention))
     return Judge(model, tokenizer, view, sampling, seed)

@@ -1,8 +1,8 @@
 """The least that each phase has to do, counted by hand: multiplications and additions, and bytes of memory traffic.
 
 Nothing is padded, nothing is computed twice, no product of an attention that nobody sees is made; weights are read once
-a pass, in two bytes each (those of the layers in one, where they are kept so), and of activations only what a phase is
-given and what it leaves behind is moved.
+a pass, and of activations only what a phase is given and what it leaves behind is moved; in two bytes each, or in one
+what is kept so.
 """
 
 from dataclasses import dataclass
@@ -31,20 +31,31 @@ class Work:
         return max(self.flops / flops, self.bytes / bandwidth)
 
 
+@dataclass(frozen=True)
+class Held:
+    """Bytes of a weight of a decoder layer, and of a number in a prompt's cache."""
+
+    weight: int = _SIZE
+    cached: int = _SIZE
+
+
+FULL = Held()
+
+
 def least(sizes: Sizes, cell: str) -> Work:
     """What a cell, as `decode@16`, has to do: one token of decoding, all of any other phase."""
     phase, _, batch = cell.partition("@")
     model, videos = sizes.model, int(batch)
     asked, trained = (model, sizes.scoring, videos), (model, sizes.training, videos)
     learned = (*trained, sizes.learned, sizes.completion)
-    size = 1 if sizes.weights == "int8" else _SIZE
+    held = Held(*(1 if kept == "int8" else _SIZE for kept in (sizes.weights, sizes.cache)))
     return {
         "vision": lambda: vision(*asked),
         "motion": lambda: motion(*asked),
-        "prefill": lambda: prefill(*asked, size),
-        "decode": lambda: decode(*asked, 1, sizes.slice / 2, size),
-        "score": lambda: answered(*asked, 1, sizes.answer, size),
-        "rollout": lambda: answered(*trained, sizes.drawn, sizes.completion, size),
+        "prefill": lambda: prefill(*asked, held),
+        "decode": lambda: decode(*asked, 1, sizes.slice / 2, held),
+        "score": lambda: answered(*asked, 1, sizes.answer, held),
+        "rollout": lambda: answered(*trained, sizes.drawn, sizes.completion, held),
         "log-probs": lambda: log_probs(*learned),
         "lora": lambda: update(*learned, adapters=True, again=False),
         "update": lambda: update(*learned, adapters=False, again=False),
@@ -75,32 +86,32 @@ def motion(model: ModelConfig, prompt: Prompt, videos: int) -> Work:
     return Work(videos * each, weights * _SIZE + videos * prompt.frames * prompt.size**2 * 3)
 
 
-def prefill(model: ModelConfig, prompt: Prompt, prompts: int, size: int = _SIZE) -> Work:
-    """Embedded prompts to the logits of each one's next token, and their cache. size: bytes of a layer's weight."""
+def prefill(model: ModelConfig, prompt: Prompt, prompts: int, held: Held = FULL) -> Work:
+    """Embedded prompts to the logits of each one's next token, and their cache."""
     language, tokens = model.language, prompt.tokens(model)
     head = language.width * language.vocabulary
     flops = prompts * (_through(language, tokens) + _seen(language, _before(tokens)) + 2 * head)
-    moved = prompts * tokens * (language.width * _SIZE + _cache(language))
-    return Work(flops, _layers(language) * size + head * _SIZE + moved)
+    moved = prompts * tokens * (language.width * _SIZE + _cache(language) * held.cached)
+    return Work(flops, _layers(language) * held.weight + head * _SIZE + moved)
 
 
 def decode(
-    model: ModelConfig, prompt: Prompt, prompts: int, completions: int, written: float, size: int = _SIZE
+    model: ModelConfig, prompt: Prompt, prompts: int, completions: int, written: float, held: Held = FULL
 ) -> Work:
     """One token of each completion, `written` tokens of each being there."""
     language, rows, tokens = model.language, prompts * completions, prompt.tokens(model)
     head = language.width * language.vocabulary
     flops = rows * (_through(language, 1) + _seen(language, tokens + written + 1) + 2 * head)
-    cached = (prompts * tokens + rows * (written + 1)) * _cache(language)
-    return Work(flops, _layers(language) * size + head * _SIZE + cached)
+    cached = (prompts * tokens * held.cached + rows * (written + 1) * _SIZE) * _cache(language)
+    return Work(flops, _layers(language) * held.weight + head * _SIZE + cached)
 
 
 def answered(
-    model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int, size: int = _SIZE
+    model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int, held: Held = FULL
 ) -> Work:
     """Videos to completions: encoding, prefill, and every token after the first."""
-    begun = vision(model, prompt, prompts) + motion(model, prompt, prompts) + prefill(model, prompt, prompts, size)
-    return begun + decode(model, prompt, prompts, completions, (tokens - 1) / 2, size) * (tokens - 1)
+    begun = vision(model, prompt, prompts) + motion(model, prompt, prompts) + prefill(model, prompt, prompts, held)
+    return begun + decode(model, prompt, prompts, completions, (tokens - 1) / 2, held) * (tokens - 1)
 
 
 def log_probs(model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int) -> Work:
@@ -169,8 +180,8 @@ def _before(tokens: int) -> int:
 
 
 def _cache(language: LanguageConfig) -> int:
-    """Bytes of one token's keys and values."""
-    return 2 * language.kv_heads * language.head * language.layers * _SIZE
+    """Numbers of one token's keys and values."""
+    return 2 * language.kv_heads * language.head * language.layers
 
 
 def _slowfast(config: MotionConfig, frames: int, size: int) -> list[tuple[int, int]]:

@@ -52,7 +52,9 @@ def case(sizes: Sizes, cell: str, layout: Layout) -> Case:
 def skeleton(sizes: Sizes, layout: Layout, lora: LoraConfig = _NO_LORA, *, trained: bool = False) -> VLM:
     """The model without its numbers, told how to compute."""
     model = with_adapters(abstract_model(sizes.model), lora)
-    model = model if trained else with_weights(model, sizes.weights)
+    if not trained:
+        model = with_weights(model, sizes.weights)
+        model.language.cache = sizes.cache
     model.arithmetic = jnp.dtype(DTYPE)
     model.lay_out(layout)
     return model
@@ -139,12 +141,16 @@ def _decode(sizes: Sizes, videos: int, layout: Layout) -> Case:
         visual_PLD, ids_PS, mask_PS = _question(sizes, videos)
         fill = partial(prefill, graph, context_id=sizes.context_id)
         logits_PV, blank = jax.eval_shape(fill, state, visual_PLD, ids_PS, mask_PS)
-        draw = partial(jax.random.normal, jax.random.key(3))
-        layers = jax.tree.map(lambda x: draw(x.shape, x.dtype), blank.layers)
+
+        def draw(like: jax.ShapeDtypeStruct) -> jax.Array:
+            numbers = jax.random.normal(jax.random.key(3), like.shape, DTYPE)
+            return (numbers * (50 if like.dtype == jnp.int8 else 1)).astype(like.dtype)
+
+        layers = jax.tree.map(draw, blank.layers)
         mask_PS = jnp.asarray(mask_PS)
         prompt = blank._replace(layers=layers, mask_PS=mask_PS, lengths_P=mask_PS.sum(-1, dtype=jnp.int32))
         keys_PG = jax.random.split(jax.random.key(0), (videos, 1))
-        return (state, prompt, keys_PG), begin(graph, state, draw(logits_PV.shape), keys_PG, **settings)
+        return (state, prompt, keys_PG), begin(graph, state, draw(logits_PV), keys_PG, **settings)
 
     def run(held: Any, decoding: Any) -> Any:
         state, prompt, keys_PG = held

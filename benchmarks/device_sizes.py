@@ -36,8 +36,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sizes:
-    """weights: what the decoder layers' matrices are kept in, but in training. scoring, training: the two kinds of
-    prompts. context_id: the token that stands for a visual one.
+    """weights, cache: what the decoder layers' matrices, and prompts' keys and values, are kept in, but in training.
+    scoring, training: the two kinds of prompts. context_id: the token that stands for a visual one.
 
     batches: videos at a time, by phase. answer: tokens of a score's answer. completion: tokens of a completion in
     training. drawn, learned: completions a video in a rollout and in an update. slice: tokens of a timed decode.
@@ -45,6 +45,7 @@ class Sizes:
 
     model: ModelConfig
     weights: Literal["full", "int8"] = "full"
+    cache: Literal["full", "int8"] = "full"
     scoring: Prompt = Prompt(12, 560, 200)
     training: Prompt = Prompt(6, 448, 163)
     context_id: int = 151667
@@ -98,4 +99,8 @@ SIZES = {
     "1B": Sizes(RELEASED["1B"]),
     "8B": Sizes(RELEASED["8B"]),
 }
-SIZES |= {f"{name}-int8": replace(sizes, weights="int8") for name, sizes in SIZES.items()}
+SIZES |= {
+    f"{name}{suffix}": replace(sizes, weights="int8", cache=cache)
+    for name, sizes in SIZES.items()
+    for suffix, cache in (("-int8", "full"), ("-int8-cache", "int8"))
+}

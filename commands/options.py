@@ -41,6 +41,8 @@ class ModelOptions:
     """Arithmetic and weights; auto is bfloat16 on an accelerator, float32 on a CPU."""
     weights: Literal["full", "int8", "fp8"] = "full"
     """int8 and fp8 keep the language model's matrices in a byte a weight: less memory, ratings a little off."""
+    cache: Literal["full", "int8"] = "full"
+    """int8 keeps what the model remembers of a prompt in a byte a number: room for more videos at a time."""
     attention: Literal["auto", "blocks"] = "auto"
     """auto takes the kernel made for the device (cuDNN's, or splash on a TPU); blocks does without, on any device."""
     frames: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=AS_MADE.format(12))] = None
@@ -81,6 +83,7 @@ def open_judge(options: ModelOptions, question: str | None = None) -> "Judge":
         slowfast=options.slowfast,
         dtype=options.dtype,
         weights=options.weights,
+        cache=options.cache,
         attention=options.attention,
         view=View.of(config, options.frames, options.image_size, options.decoder),
         sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p),

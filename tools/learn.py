@@ -14,8 +14,10 @@ import multiprocessing
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -102,14 +104,20 @@ def main(options: Options) -> None:
     write_videos(options)
     taken = spawn.Value("i", 0)
     with ProcessPoolExecutor(options.processes, mp_context=spawn, initializer=_take_core, initargs=(taken,)) as pool:
-        runs = [pool.submit(run_seed, options, seed) for seed in range(options.seeds)]
+
+        def begin(run: Callable[..., dict[str, Any]], *arguments: Any) -> Future[dict[str, Any]]:
+            begun = pool.submit(run, options, *arguments)
+            begun.add_done_callback(_end_all_where_one_failed)
+            return begun
+
+        runs = [begin(run_seed, seed) for seed in range(options.seeds)]
         # The others begin from the first seed's warm start, so they are asked for when that is there.
         runs[0].result()
-        others = {CONTROL: pool.submit(run_variant, options, CONTROL, SHUFFLED, options.then.rewards)}
+        others = {CONTROL: begin(run_variant, CONTROL, SHUFFLED, options.then.rewards)}
         if options.ablations:
-            others[DEAF] = pool.submit(run_deaf, options)
+            others[DEAF] = begin(run_deaf)
             for name, rewards in ABLATIONS.items():
-                others[name] = pool.submit(run_variant, options, name, "train.jsonl", rewards)
+                others[name] = begin(run_variant, name, "train.jsonl", rewards)
         measured = [run.result() for run in runs]
         measured_others = {name: other.result() for name, other in others.items()}
     if fresh:
@@ -270,6 +278,15 @@ def _measured(options: Options, directory: Path) -> dict[str, Any]:
 def _once(file: Path, make: Callable[[], None]) -> None:
     if not file.exists():
         make()
+
+
+def _end_all_where_one_failed(run: Future[dict[str, Any]]) -> None:
+    """Tell what ended a run, and end the others: they would work on for most of an hour, and nobody would know."""
+    if run.cancelled() or run.exception() is None or isinstance(run.exception(), BrokenProcessPool):
+        return
+    traceback.print_exception(run.exception())
+    for child in multiprocessing.active_children():
+        child.terminate()
 
 
 def _take_core(taken: Any) -> None:

@@ -80,6 +80,7 @@ def identity(judge: Judge, task: Task) -> Row:
     made_by = {"checkpoint": fingerprint(judge.state, judge.config, judge.tokenizer), "task": task.name}
     made_by |= asdict(judge.view) | asdict(judge.sampling)
     del made_by["watched"]  # which changes no prediction
+    made_by |= {"cache": judge.cache} if judge.cache != "full" else {}
     return made_by | {"never": list(judge.sampling.never)} | drawn
 
 

@@ -192,11 +192,13 @@ def _read(body: list[Instruction], index: int, kind: str, modules: dict[str, lis
     """Bytes that a fusion reads of an operand: of one that is only sliced, by it or by fusions in it, the slices."""
     parameter = next((x.name for x in body if x.operation == "parameter" and f"parameter({index})" in x.line), None)
     same = {parameter}
-    for each in body:
-        if each.operation == "bitcast" and each.operands[0] in same:
+    # A result that lies where its operand does is the operand, laid out otherwise.
+    renamed = [x for x in body if x.operation == "bitcast" or "output_to_operand_aliasing" in x.line]
+    for each in renamed:
+        if each.operands[0] in same:
             same.add(each.name)
     whole, parts = type_bytes(kind), 0
-    users = [x for x in body if same & set(x.operands) and x.operation != "bitcast"]
+    users = [x for x in body if same & set(x.operands) and x not in renamed]
     for user in users:
         first = user.operands[0] in same
         if user.operation == "dynamic-slice" and first:

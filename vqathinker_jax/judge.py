@@ -167,6 +167,7 @@ class Judge:
         check(model.config, tokenizer, view, sampling, seed)
         self.graph, self.state = nnx.split(model)
         self.config = model.config
+        self.cache = model.language.cache
         self.tokenizer = tokenizer
         self.tokens = prompt.special_tokens(tokenizer)
         self.view = view

@@ -81,12 +81,12 @@ def test_an_evaluation_and_windows_expect_what_scoring_expects(call, expected: d
     assert (moment["score"], moment["expected"], moment["deviation"]) == pytest.approx(likely[clips[0].name], abs=0.5)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp8"])
-def test_weights_in_bytes_expect_nearly_the_same(call, expected: dict, weights: str):
+@pytest.mark.parametrize("options", [["--weights", "int8"], ["--weights", "fp8"], ["--cache", "int8"]], ids=" ".join)
+def test_a_model_in_bytes_expects_nearly_the_same(call, expected: dict, options: list[str]):
     clips = [ASSETS / "clips" / name for name in expected]
     full, narrow = (
-        [json.loads(line) for line in call("score", *clips, "--json", "--weights", kept).stdout.splitlines()]
-        for kept in ("full", weights)
+        [json.loads(line) for line in call("score", *clips, "--json", *given).stdout.splitlines()]
+        for given in ([], options)
     )
     for one, other in zip(full, narrow, strict=True):
         assert other["status"] == "ok"

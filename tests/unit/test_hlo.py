@@ -102,6 +102,14 @@ def test_of_a_stack_that_a_fusion_slices_only_the_slice_is_read():
     assert read_work(FUSED, 8).bytes - read_work(without, 8).bytes == SQUARE
 
 
+def test_a_stack_that_is_laid_out_otherwise_where_it_lies_is_not_read_for_that():
+    """So a TPU's compiler writes slices of stacks of bytes."""
+    laid = "  %laid = bf16[28,64,64]{2,1,0} fusion(%stack), output_to_operand_aliasing={{}: (0, {})}, calls=%c\n"
+    relaid = FUSED.replace("  %dynamic-slice.1", f"{laid}  %dynamic-slice.1").replace("slice(%stack", "slice(%laid")
+    assert relaid.count("%laid") == 2
+    assert read_work(relaid, 8).bytes == read_work(FUSED, 8).bytes
+
+
 SCANNED = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P

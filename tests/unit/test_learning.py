@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from configs.learn_tiny import config
 from convert.load import open_config, open_model
 from tools import see
 from tools.curves import PANELS, write_figures
-from tools.learn import ABLATIONS, DEAF, RECIPES, TOOK, Options, _write_deaf, write_results
+from tools.learn import ABLATIONS, DEAF, RECIPES, TOOK, Options, _write_deaf, main, write_results
 from tools.measure import UNRATED, read
 from tools.responses import COARSE, SLOTS, response, write_lessons
 from tools.see import SEEN, _amount, disorder
@@ -196,6 +197,16 @@ def test_the_summary_holds_lists_over_seeds_and_the_controls(tmp_path: Path):
     assert curves["grpo"]["shuffled reward"] == [{"step": 0, "loss": 0.3333}]
     assert set(curves["grpo"]) == {"seed 0", "seed 1", "shuffled reward", "without motion token"}
     assert "without motion token" not in (tmp_path / "results" / "grpo.svg").read_text()
+
+
+def test_a_run_that_fails_is_told_and_ends_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("tools.learn.write_videos", lambda _: None)
+    with pytest.raises((FileNotFoundError, BrokenProcessPool)):
+        main(Options(work=tmp_path / "work", results=tmp_path / "results", seeds=3, processes=1))
+    assert "FileNotFoundError" in capsys.readouterr().err
+    assert not (tmp_path / "work" / "seed2").exists()
 
 
 def test_each_ablation_leaves_one_reward_out():

@@ -5,25 +5,28 @@ once for its G completions: prefill returns the prompt's keys and values, decodi
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vqathinker_jax.model.attention import attend, attend_two
+from vqathinker_jax.model.attention import attend, attend_two, in_bytes
 from vqathinker_jax.model.config import LanguageConfig
 from vqathinker_jax.model.layers import Linear, RMSNorm, fold, param, stack
 from vqathinker_jax.sharding import ONE_DEVICE
 
 _normal = jax.nn.initializers.normal(0.02)
+Cache = Literal["full", "int8"]
+"""What prompts' keys and values are kept in: the dtype of arithmetic, or a byte a number."""
 
 
 class PromptCache(NamedTuple):
     """Keys and values of P prompts, once for all their completions.
 
-    layers: one (key_PKSH, value_PKSH) a layer, in whatever form `layers.fold` runs over (stacked or listed).
+    layers: one (key_PKSH, value_PKSH) a layer, in whatever form `layers.fold` runs over (stacked or listed); each an
+    array, or in bytes (`attention.Bytes`).
     mask_PS: True where a prompt's token is not padding. lengths_P: tokens of each prompt.
     """
 
@@ -42,6 +45,7 @@ class LanguageModel(nnx.Module):
         self.layers: Any = stack(lambda rngs: DecoderLayer(config, rngs=rngs), config.layers, rngs)
         self.norm = RMSNorm(D, config.epsilon, rngs=rngs)
         self.layout = ONE_DEVICE
+        self.cache: Cache = "full"
         self.head = None if config.tied else Linear((D,), (V,), ("embed", "vocabulary"), bias=False, rngs=rngs)
 
     def embed(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -68,7 +72,10 @@ class LanguageModel(nnx.Module):
                 reach = {"causal": True, "window": self.config.window}
                 query_PSNH, key_PSKH = rotate(query_PSNH, rotation), rotate(key_PSKH, rotation)
                 seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, self.layout, key_mask_BS=mask_PS, **reach)
-                return seen_PSNH, tuple(self._cached(x_PSKH.swapaxes(1, 2)) for x_PSKH in (key_PSKH, value_PSKH))
+                kept = [x_PSKH.swapaxes(1, 2) for x_PSKH in (key_PSKH, value_PSKH)]
+                if self.cache == "int8":
+                    kept = [in_bytes(x_PKSH, mask_PS) for x_PKSH in kept]
+                return seen_PSNH, jax.tree.map(self._cached, tuple(kept))
 
             hidden_PSD, cache = layer(self.layout.rows(hidden_PSD), look)
             return hidden_PSD, (cache, None if out is None else hidden_PSD)

@@ -13,11 +13,14 @@ from convert.load import open_model
 from convert.native import convert_checkpoint
 from tests import checkpoints
 from tests.models import CONTEXT, PAD, STOP, tiny_frames, tiny_model, tiny_prompt
+from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.adapter import ADAPTED
+from vqathinker_jax.model.language import Cache
 from vqathinker_jax.model.layers import Linear
 from vqathinker_jax.model.quantized import Weights, quantized
 from vqathinker_jax.model.vlm import VLM
+from vqathinker_jax.places import Prompt, answers
 from vqathinker_jax.sharding import MeshConfig, make_mesh
 from vqathinker_jax.skeleton import abstract_model, arrays, fill
 
@@ -89,6 +92,31 @@ def test_a_narrow_model_says_what_the_wide_one_it_stands_for_says(weights: Weigh
     # float32: a scale is multiplied with sums rather than with what is summed.
     np.testing.assert_allclose(found.log_probs_PGC, expected.log_probs_PGC, rtol=1e-4, atol=1e-4)
     assert np.abs(found.log_probs_PGC - plain.log_probs_PGC).max() > 1e-3, "nothing was rounded"
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["stacked", "listed"])
+def test_a_prompt_in_bytes_says_nearly_the_same_alone_and_in_places(listed: bool):
+    def said(cache: Cache) -> Any:
+        model = tiny_model(listed=listed)
+        model.language.cache = cache
+        split, ids_S = nnx.split(model), tiny_prompt([8, 9])
+        ids_PS, mask_PS = pad_left([ids_S, ids_S[3:]], PAD, bucket=32)
+        ends = {"context_id": CONTEXT, "stop_id": STOP, "sampling": Sampling(8, watched=(9, 30))}
+        frames, key = tiny_frames(2), jax.random.key(0)
+        made = generate(*split, encode(*split, frames), ids_PS, mask_PS, pad_id=PAD, **ends)
+        asked = (Prompt(n, *row, key) for n, row in enumerate(zip(frames, ids_PS, mask_PS, strict=True)))
+        seated = {one.tag: one for one in answers(*split, asked, places=2, **ends)}
+        for tag, one in seated.items():
+            length = made.lengths_PG[tag, 0]
+            np.testing.assert_array_equal(one.ids_T, made.ids_PGC[tag, 0, :length])
+            np.testing.assert_allclose(one.watched_TW, made.watched_PGCW[tag, 0, :length], rtol=1e-4, atol=1e-4)
+        return made
+
+    full, narrow = said("full"), said("int8")
+    off = np.abs(full.watched_PGCW[:, :, 0] - narrow.watched_PGCW[:, :, 0])
+    assert not off.any(), "the first token comes of the prompt before it is kept"
+    off = np.abs(full.watched_PGCW[:, :, 1] - narrow.watched_PGCW[:, :, 1])
+    assert 0 < off.max() < 0.3
 
 
 def test_a_matrix_in_bytes_adds_up_in_float32():

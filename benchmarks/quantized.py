@@ -1,9 +1,9 @@
-"""What a byte a weight costs in accuracy: one checkpoint's ratings of labelled videos, matrices full and in bytes.
+"""What bytes cost in accuracy: one checkpoint's ratings of labelled videos, its matrices or prompts' caches kept so.
 
     python run.py synthesize fresh --train 1 --in-domain 400 --out-of-domain 1 --frames 6 --seed 1
     python -m benchmarks.quantized fresh/in_domain.json --videos fresh
 
-SRCC is that with the labels, of ratings as written and as expected; changes are from what full matrices say.
+SRCC is that with the labels, of ratings as written and as expected; changes are from what nothing in bytes says.
 """
 
 import argparse
@@ -20,7 +20,13 @@ from vqathinker_jax.data.labels import read_sets
 from vqathinker_jax.metrics import srcc
 from vqathinker_jax.model.quantized import Weights
 
-HEAD = """| matrices | MB of layers | SRCC written | expected | written otherwise | expected off, mean | most |
+KEPT = {
+    "nothing in bytes": {},
+    **{f"weights {weights}": {"weights": weights} for weights in get_args(Weights) if weights != "full"},
+    "cache int8": {"cache": "int8"},
+    "weights and cache int8": {"weights": "int8", "cache": "int8"},
+}
+HEAD = """| kept | MB of layers | SRCC written | expected | written otherwise | expected off, mean | most |
 |---|---|---|---|---|---|---|"""
 
 
@@ -35,16 +41,16 @@ def main() -> None:
     labels_N = np.array([item.mos for item in labelled])
     print(f"{len(labelled)} videos · jax {jax.__version__} · {jax.devices()[0].device_kind}\n\n{HEAD}")
     full_N2 = np.empty(())
-    for weights in get_args(Weights):
-        judge = vqathinker.load(args.checkpoint, weights=weights)
+    for name, options in KEPT.items():
+        judge = vqathinker.load(args.checkpoint, **options)
         verdicts = vqathinker.score(judge, [item.video for item in labelled])
         rated_N2 = np.array([(verdict.score, verdict.expected) for verdict in verdicts], np.float64)
-        full_N2 = rated_N2 if weights == "full" else full_N2
+        full_N2 = full_N2 if options else rated_N2
         size = sum(x.nbytes for x in jax.tree.leaves(nnx.state(nnx.merge(judge.graph, judge.state).language.layers)))
         off_N = np.abs(rated_N2 - full_N2)[:, 1]
         figures = [f"{size / 1e6:.3g}", *(f"{srcc(rated_N2[:, kind], labels_N):.3f}" for kind in (0, 1))]
         figures += [f"{np.mean(rated_N2[:, 0] != full_N2[:, 0]):.1%}", f"{off_N.mean():.4f}", f"{off_N.max():.4f}"]
-        print(f"| {weights} | {' | '.join(figures)} |", flush=True)
+        print(f"| {name} | {' | '.join(figures)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,9 @@ def print_reply(reply: "Reply") -> None:
 
 
 def print_table(verdicts: Sequence["Verdict"]) -> None:
-    """Print one line a video, the best rated first and the failed last."""
-    for verdict in sorted(verdicts, key=lambda v: (v.score is None, -(v.score or 0))):
+    """Print one line a video, the best rated first, of those rated alike the one of which more was expected, and the
+    failed last."""
+    for verdict in sorted(verdicts, key=lambda v: (v.score is None, -(v.score or 0), -(v.expected or 0))):
         rating = "failed" if verdict.score is None else f"{verdict.score:6.2f}"
         print(f"{rating:>6}  {printable(verdict.video)}")
 

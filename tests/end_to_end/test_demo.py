@@ -55,7 +55,8 @@ def test_the_bundled_clips_are_rated_as_recorded_beside_a_bad_file(call, expecte
         assert (Path(row["video"]).name, row["status"], row["reason"]) == (name, "ok", None)
         assert (row["score"], row["text"]) == (recorded["score"], recorded["text"])
         assert row["thinking"].startswith("Detail ")
-        assert 1 <= row["expected"] <= 5
+        # float32 on another machine: probabilities, unlike what is likeliest, differ in their last digits.
+        assert row["expected"] == pytest.approx(recorded["expected"], abs=0.01)
         assert 0 < row["deviation"] < 2
         # As its config says, where other checkpoints are shown 12.
         assert len(row["frame_indices"]) == len(row["frame_times_s"]) == 6

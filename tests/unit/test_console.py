@@ -55,6 +55,12 @@ def test_a_table_has_the_best_first_and_the_failed_last(capsys: pytest.CaptureFi
     assert capsys.readouterr().out.splitlines() == ["  4.00  good.mp4", "  1.25  bad.mp4", "failed  none.mp4"]
 
 
+def test_of_videos_rated_alike_the_one_of_which_more_was_expected_comes_first(capsys: pytest.CaptureFixture[str]):
+    likely = {"worse.mp4": 3.9, "better.mp4": 4.1}
+    console.print_table([Verdict(name, "pyav", 1.0, score=4.0, expected=mean) for name, mean in likely.items()])
+    assert capsys.readouterr().out.splitlines() == ["  4.00  better.mp4", "  4.00  worse.mp4"]
+
+
 def test_a_row_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]):
     row = Verdict("\u2028.mp4", "pyav", 1.0, text=STEERING, reason="none").row()
     console.print_row(row)

@@ -33,7 +33,7 @@ from vqathinker_jax.model.config import ViewConfig, parse_config
 from vqathinker_jax.model.motion import SlowFast
 from vqathinker_jax.model.vlm import VLM, normalise
 from vqathinker_jax.parse import parse_rollout, parse_score
-from vqathinker_jax.records import Answer
+from vqathinker_jax.records import Answer, InputError
 from vqathinker_jax.skeleton import arrays
 
 
@@ -203,9 +203,9 @@ def test_a_run_that_fails_is_told_and_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("tools.learn.write_videos", lambda _: None)
-    with pytest.raises((FileNotFoundError, BrokenProcessPool)):
+    with pytest.raises((InputError, BrokenProcessPool)):
         main(Options(work=tmp_path / "work", results=tmp_path / "results", seeds=3, processes=1))
-    assert "FileNotFoundError" in capsys.readouterr().err
+    assert "no manifest of synthetic videos" in capsys.readouterr().err
     assert not (tmp_path / "work" / "seed2").exists()
 
 

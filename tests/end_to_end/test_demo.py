@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -89,10 +90,10 @@ def test_a_model_in_bytes_expects_nearly_the_same(call, expected: dict, options:
         [json.loads(line) for line in call("score", *clips, "--json", *given).stdout.splitlines()]
         for given in ([], options)
     )
-    for one, other in zip(full, narrow, strict=True):
-        assert other["status"] == "ok"
-        assert abs(one["expected"] - other["expected"]) < 0.3
-        assert one["deviation"] != other["deviation"], "nothing was rounded"
+    assert all(row["status"] == "ok" for row in narrow)
+    likely, nearly = (np.array([(row["expected"], row["deviation"]) for row in rows]) for rows in (full, narrow))
+    # The pristine clip leaves no doubt that bytes could move, the damaged one does.
+    assert 0 < np.abs(likely - nearly).max() < 0.3
 
 
 def test_a_free_question_gets_an_answer(call):

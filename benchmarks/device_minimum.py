@@ -5,7 +5,7 @@ a pass, and of activations only what a phase is given and what it leaves behind 
 what is kept so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.device_sizes import Prompt, Sizes
 from vqathinker_jax.model.config import LanguageConfig, ModelConfig, MotionConfig
@@ -87,10 +87,16 @@ def motion(model: ModelConfig, prompt: Prompt, videos: int) -> Work:
 
 
 def prefill(model: ModelConfig, prompt: Prompt, prompts: int, held: Held = FULL) -> Work:
-    """Embedded prompts to the logits of each one's next token, and their cache."""
+    """Embedded prompts to the logits of each one's next token, and their cache.
+
+    In the last layer, tokens before the last one are asked for their keys and values and nothing else.
+    """
     language, tokens = model.language, prompt.tokens(model)
     head = language.width * language.vocabulary
-    flops = prompts * (_through(language, tokens) + _seen(language, _before(tokens)) + 2 * head)
+    others, last = (replace(language, layers=layers) for layers in (language.layers - 1, 1))
+    flops = _through(others, tokens) + _seen(others, _before(tokens))
+    flops += _through(last, 1) + _seen(last, tokens) + 2 * (tokens - 1) * language.width * _cache(last)
+    flops = prompts * (flops + 2 * head)
     moved = prompts * tokens * (language.width * _SIZE + _cache(language) * held.cached)
     return Work(flops, _layers(language) * held.weight + head * _SIZE + moved)
 

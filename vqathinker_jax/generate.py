@@ -123,8 +123,8 @@ def prefill(
     """Run the prompts around encoded videos; returns float32 logits [P, V] of the first new token, and the cache."""
     model = nnx.merge(graph, state)
     hidden_PSD = model.embed(ids_PS, visual_PLD, context_id)
-    hidden_PSD, cache = model.language.prefill(hidden_PSD, mask_PS)
-    return model.language.logits(hidden_PSD[:, -1]), cache
+    hidden_P1D, cache = model.language.prefill(hidden_PSD, mask_PS, only_last=True)
+    return model.language.logits(hidden_P1D[:, 0]), cache
 
 
 @partial(jax.jit, static_argnames=("graph", "sampling", "stop_id", "pad_id"))

@@ -1,6 +1,7 @@
 """Generation: decoding with a cache is the model itself, whatever stands beside a row in its batch."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from tests.models import CONTEXT, PAD, PLAIN, STOP, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax import generate as generation
 from vqathinker_jax.data.prompt import pad_left
+from vqathinker_jax.flops import count_flops
 from vqathinker_jax.generate import Sampling, choose, encode, generate
 from vqathinker_jax.records import InputError
 
@@ -95,6 +97,29 @@ def test_tokens_see_only_what_came_before(split):
     after, _ = model.language.prefill(hidden.at[:, 6:].add(1.0), mask)
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
     assert np.abs(before[:, 6:] - after[:, 6:]).min() > 0
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_last_token_alone_costs_less_and_says_the_same(layers: int, listed: bool):
+    config = replace(WINDOWED, language=replace(WINDOWED.language, layers=layers))
+    graph, state = nnx.split(tiny_model(config, listed=listed).language)
+    hidden_PSD = jax.random.normal(jax.random.key(0), (2, 16, 32))
+    mask_PS = np.arange(16) >= np.array([[0], [5]])
+
+    def run(state: nnx.State, hidden_PSD: jax.Array, *, only_last: bool):
+        return nnx.merge(graph, state).prefill(hidden_PSD, mask_PS, only_last=only_last)
+
+    every, last = (partial(run, only_last=only_last) for only_last in (False, True))
+    (all_PSD, cache), (last_P1D, same) = every(state, hidden_PSD), last(state, hidden_PSD)
+    np.testing.assert_allclose(last_P1D, all_PSD[:, -1:], **CLOSE)
+    assert jax.tree.structure(same) == jax.tree.structure(cache)
+    for ours, theirs in zip(jax.tree.leaves(same), jax.tree.leaves(cache), strict=True):
+        np.testing.assert_allclose(ours, theirs, **CLOSE)
+    # What a layer does for other tokens than to make their keys and values, saved once.
+    D, width = 32, config.language.heads * config.language.head
+    saved = 2 * 2 * 15 * (2 * D * width + 3 * D * config.language.mlp)
+    assert count_flops(every, state, hidden_PSD) - count_flops(last, state, hidden_PSD) >= saved
 
 
 def test_a_window_ends_what_a_token_sees():

@@ -14,7 +14,7 @@ from flax import nnx
 
 from vqathinker_jax.model.attention import attend, attend_two, in_bytes
 from vqathinker_jax.model.config import LanguageConfig
-from vqathinker_jax.model.layers import Linear, RMSNorm, fold, param, stack
+from vqathinker_jax.model.layers import Linear, RMSNorm, fold, fold_to_last, param, stack
 from vqathinker_jax.sharding import ONE_DEVICE
 
 _normal = jax.nn.initializers.normal(0.02)
@@ -62,30 +62,51 @@ class LanguageModel(nnx.Module):
         return jnp.matmul(hidden, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def prefill(
-        self, hidden_PSD: jax.Array, mask_PS: jax.Array, out: dict[str, Any] | None = None
+        self,
+        hidden_PSD: jax.Array,
+        mask_PS: jax.Array,
+        out: dict[str, Any] | None = None,
+        *,
+        only_last: bool = False,
     ) -> tuple[jax.Array, PromptCache]:
-        """Left-padded embedded prompts to normed hidden states [P, S, D] and the prompts' cache."""
+        """Left-padded embedded prompts to normed hidden states [P, S, D] and the prompts' cache.
+
+        only_last: the states [P, 1, D] of the last tokens alone, which are all that a completion goes on from; then the
+        last layer makes the keys and values of all, and nothing else of the others. There are no taps of that.
+        """
+        assert out is None or not only_last
         rotation = rotary(positions(mask_PS), self.config)
 
-        def step(layer: DecoderLayer, hidden_PSD: jax.Array, _: None) -> tuple[jax.Array, Any]:
-            def look(query_PSNH: jax.Array, key_PSKH: jax.Array, value_PSKH: jax.Array) -> tuple[jax.Array, Any]:
-                reach = {"causal": True, "window": self.config.window}
-                query_PSNH, key_PSKH = rotate(query_PSNH, rotation), rotate(key_PSKH, rotation)
-                seen_PSNH = attend(query_PSNH, key_PSKH, value_PSKH, self.layout, key_mask_BS=mask_PS, **reach)
-                kept = [x_PSKH.swapaxes(1, 2) for x_PSKH in (key_PSKH, value_PSKH)]
-                if self.cache == "int8":
-                    kept = [in_bytes(x_PKSH, mask_PS) for x_PKSH in kept]
-                return seen_PSNH, jax.tree.map(self._cached, tuple(kept))
+        def look(query_PTNH: jax.Array, key_PSKH: jax.Array, value_PSKH: jax.Array) -> tuple[jax.Array, Any]:
+            reach = {"causal": True, "window": self.config.window}
+            asking = jax.tree.map(lambda x_PS1H: x_PS1H[:, -query_PTNH.shape[1] :], rotation)
+            query_PTNH, key_PSKH = rotate(query_PTNH, asking), rotate(key_PSKH, rotation)
+            seen_PTNH = attend(query_PTNH, key_PSKH, value_PSKH, self.layout, key_mask_BS=mask_PS, **reach)
+            kept = [x_PSKH.swapaxes(1, 2) for x_PSKH in (key_PSKH, value_PSKH)]
+            if self.cache == "int8":
+                kept = [in_bytes(x_PKSH, mask_PS) for x_PKSH in kept]
+            return seen_PTNH, jax.tree.map(self._cached, tuple(kept))
 
-            hidden_PSD, cache = layer(self.layout.rows(hidden_PSD), look)
-            return hidden_PSD, (cache, None if out is None else hidden_PSD)
+        def step(layer: DecoderLayer, hidden_PSD: jax.Array, _: None = None) -> tuple[jax.Array, Any]:
+            return layer(self.layout.rows(hidden_PSD), look)
 
-        hidden_PSD, rows = fold(self.layers, hidden_PSD, step)
-        listed = isinstance(self.layers, nnx.List)
-        caches, by_layer = zip(*rows, strict=True) if listed else rows
+        def tapped(layer: DecoderLayer, hidden_PSD: jax.Array, _: None) -> tuple[jax.Array, Any]:
+            hidden_PSD, cache = step(layer, hidden_PSD)
+            return hidden_PSD, (cache, hidden_PSD)
+
+        def last(layer: DecoderLayer, hidden_PSD: jax.Array) -> tuple[jax.Array, Any]:
+            return layer(self.layout.rows(hidden_PSD), look, asking=1)
+
+        if only_last:
+            hidden_PSD, caches = fold_to_last(self.layers, hidden_PSD, step, last)
+        elif out is None:
+            hidden_PSD, caches = fold(self.layers, hidden_PSD, step)
+        else:
+            hidden_PSD, rows = fold(self.layers, hidden_PSD, tapped)
+            caches, out["language.layers"] = zip(*rows, strict=True) if isinstance(self.layers, nnx.List) else rows
         hidden_PSD = self.norm(hidden_PSD)
         if out is not None:
-            out |= {"language.layers": by_layer, "language.norm": hidden_PSD}
+            out["language.norm"] = hidden_PSD
         return hidden_PSD, PromptCache(caches, mask_PS, mask_PS.sum(-1, dtype=jnp.int32))
 
     def fork(self, prompt_PSD: jax.Array, mask_PS: jax.Array, completions_PGCD: jax.Array) -> jax.Array:
@@ -228,10 +249,14 @@ class DecoderLayer(nnx.Module):
         self.up = Linear((D,), (M,), ("embed", "mlp"), bias=False, rngs=rngs)
         self.down = Linear((M,), (D,), ("mlp", "embed"), bias=False, rngs=rngs)
 
-    def __call__(self, hidden_BTD: jax.Array, look: Look) -> tuple[Any, Any]:
-        """`look` takes query, key and value, rotates, and returns what was seen [B, T, N, H] and what to keep."""
-        normed_BTD = self.input_norm(hidden_BTD)
-        seen_BTNH, kept = look(self.query(normed_BTD), self.key(normed_BTD), self.value(normed_BTD))
+    def __call__(self, hidden_BSD: jax.Array, look: Look, asking: int | None = None) -> tuple[Any, Any]:
+        """`look` takes query, key and value, rotates, and returns what was seen [B, T, N, H] and what to keep.
+
+        asking: of so many last tokens alone, T, are the states wanted, and made; None, of all.
+        """
+        normed_BSD = self.input_norm(hidden_BSD)
+        asking_BTD, hidden_BTD = (x if asking is None else x[:, -asking:] for x in (normed_BSD, hidden_BSD))
+        seen_BTNH, kept = look(self.query(asking_BTD), self.key(normed_BSD), self.value(normed_BSD))
         hidden_BTD += self.out(seen_BTNH)
         normed_BTD = self.mlp_norm(hidden_BTD)
         return hidden_BTD + self.down(jax.nn.silu(self.gate(normed_BTD)) * self.up(normed_BTD)), kept

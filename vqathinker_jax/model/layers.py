@@ -151,6 +151,40 @@ def fold(
     return jax.lax.scan(_applied(graph, step, remat), carry, (state, xs))
 
 
+def fold_to_last(
+    layers: Any, carry: Any, step: Callable[[Any, Any], tuple[Any, Any]], last: Callable[[Any, Any], tuple[Any, Any]]
+) -> tuple[Any, Any]:
+    """Run `carry, y = step(layer, carry)` through all layers but the last, and that by `last`, which may leave another
+    carry. ys as `fold` returns them; no gradient is meant to go through.
+
+    Of stacked layers a scan would have to be given all but the last as a copy, and its ys be copied to stand beside
+    the last one's. So a loop takes each layer out of the stack, and puts its y into the place it will keep.
+    """
+    if isinstance(layers, nnx.List):
+        carry, ys = fold(nnx.List(layers[:-1]), carry, lambda layer, carry, _: step(layer, carry))
+        carry, y = last(layers[-1], carry)
+        return carry, (*ys, y)
+    graph, state = nnx.split(layers)
+    depth = jax.tree.leaves(state)[0].shape[0]
+
+    def layer(number: jax.Array | int) -> Any:
+        taken = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), state)
+        return nnx.merge(graph, near(taken))
+
+    def kept(ys: Any, y: Any, number: jax.Array | int) -> Any:
+        return jax.tree.map(lambda ys, y: jax.lax.dynamic_update_index_in_dim(ys, y, number, 0), ys, y)
+
+    def body(number: jax.Array, held: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, y = step(layer(number), held[0])
+        return carry, kept(held[1], y, number)
+
+    y = jax.eval_shape(lambda carry: step(layer(0), carry)[1], carry)
+    room = jax.tree.map(lambda x: jnp.zeros((depth, *x.shape), x.dtype), y)
+    carry, ys = jax.lax.fori_loop(0, depth - 1, body, (carry, room))
+    carry, y = last(layer(depth - 1), carry)
+    return carry, kept(ys, y, depth - 1)
+
+
 def near(state: nnx.State) -> nnx.State:
     """A layer's weights in the device's memory: those that wait in the host's are brought, and no others touched."""
     device = jax.memory.Space.Device

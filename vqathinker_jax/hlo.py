@@ -15,6 +15,8 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
 _FREE |= {"after-all", "partition-id", "replica-id", "opt-barrier"}
+_SOME = {"slice", "dynamic-slice", "gather"}
+"""What reads of its first operand no more than it gives."""
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -178,7 +180,7 @@ def _traffic(each: Instruction, types: dict[str, str], modules: dict[str, list[I
     """Bytes that one operation reads and writes."""
     if each.operation in _FREE or each.operation.endswith(("-start", "-done")):
         return 0
-    if each.operation == "dynamic-slice":
+    if each.operation in _SOME:
         return 2 * type_bytes(each.type)
     if each.operation == "dynamic-update-slice":
         return 2 * type_bytes(types.get(each.operands[1], ""))
@@ -201,7 +203,7 @@ def _read(body: list[Instruction], index: int, kind: str, modules: dict[str, lis
     users = [x for x in body if same & set(x.operands) and x not in renamed]
     for user in users:
         first = user.operands[0] in same
-        if user.operation == "dynamic-slice" and first:
+        if user.operation in _SOME and first:
             parts += type_bytes(user.type)
         elif user.operation == "fusion":
             inner = modules.get(_called(user)[0], [])

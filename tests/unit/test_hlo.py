@@ -128,3 +128,25 @@ def test_this_machines_compiler_is_understood():
     assert (count, moved) == (6, 6 * 64 * 64 * 4)
     # At least every weight once and the activations of each layer, read and written.
     assert traffic >= 6 * (64 * 64 + 2 * 128 * 64) * 4
+
+
+LOOKUP = """
+%found.1 (table: bf16[1000,64], at: s32[8]) -> bf16[8,64] {
+  %table = bf16[1000,64]{1,0} parameter(0)
+  %at = s32[8]{0} parameter(1)
+  ROOT %gather.1 = bf16[8,64]{1,0} gather(%table, %at), offset_dims={1}, slice_sizes={1,64}
+}
+
+ENTRY %main (a: bf16[1000,64], b: s32[8]) -> bf16[8,64] {
+  %a = bf16[1000,64]{1,0} parameter(0)
+  %b = s32[8]{0} parameter(1)
+  ROOT %fusion.1 = bf16[8,64]{1,0} fusion(%a, %b), kind=kLoop, calls=%found.1
+}
+"""
+
+
+def test_of_a_table_only_the_rows_that_are_looked_up_are_read():
+    bare = LOOKUP.replace("fusion(%a, %b), kind=kLoop, calls=%found.1", "gather(%a, %b), offset_dims={1}")
+    rows, numbers = 8 * 64 * 2, 8 * 4
+    assert read_work(LOOKUP, 1).bytes == 2 * rows + numbers
+    assert read_work(bare, 1).bytes == 2 * rows

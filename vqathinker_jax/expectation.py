@@ -43,8 +43,9 @@ def expectation(
     ids_T: a completion. digits_T10: log-probs of the tokens of `digit_tokens` at its places, [T, 0] without these.
 
     The first digit is 1 to 5 by its probabilities. Behind the one that was written stand the means of the decimals as
-    they were written; behind the others, whose decimals nobody asked for, any, so the middle of the point is taken,
-    and behind 5 none.
+    they were written. Behind its neighbours, whose decimals nobody asked for, stands what lies as far beyond the whole
+    point between them, at most half a point, for who wavers between 3.98 and 4.02 says a 4 for 4.02 and not for 4.50.
+    Behind others stand any, so the middle of the point is taken, and behind 5 none.
     """
     if not digits_T10.shape[-1]:
         return None
@@ -52,7 +53,7 @@ def expectation(
     text = "".join(pieces)
     answer = ANSWER.search(text)
     written = answer and _RATING.fullmatch(answer.group(1).strip(_BLANKS))
-    if not answer or not written:
+    if not answer or not written or float(written.group()) > HIGHEST:
         return None
     begin = text.index(written.group(), answer.start(1))
     starts = np.cumsum([0, *map(len, pieces)])
@@ -66,11 +67,14 @@ def expectation(
     means[-1], variances[-1] = highest, 0.0
     own = int(written.group(1)) - lowest
     means[own], variances[own] = own + lowest, 0.0
-    for step, log_probs_10 in enumerate(decimals, 1):
+    for step, log_probs_10 in enumerate(decimals if own + lowest < highest else (), 1):
         mean, variance = _moments(np.arange(10), _shares(log_probs_10))
         means[own] += mean / 10**step
         variances[own] += variance / 100**step
-    means[own] = min(means[own], highest)
+    for near, edge in ((own - 1, own + lowest), (own + 1, own + lowest + 1)):
+        if decimals and 0 <= near < len(means) - 1:
+            depth = np.clip(edge - means[own], -0.5, 0.5)
+            means[near], variances[near] = edge + depth, _ROOM * (2 * depth) ** 2
     shares = _shares(first[lowest : highest + 1])
     mean, variance = _moments(means, shares)
     return Expectation(round(mean, 4), round(float(np.sqrt(variance + shares @ variances)), 4))

@@ -24,7 +24,8 @@ from vqathinker_jax.sharding import local_rows
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 leave every token in the draw, but for
-    those in `never`. How likely each of the tokens in `watched` was is kept for every place, whatever is chosen."""
+    those in `never`. How likely the model held each of the tokens in `watched` is kept for every place, whatever is
+    chosen and at whatever temperature."""
 
     max_new_tokens: int = 1024
     temperature: float = 0.0
@@ -49,8 +50,8 @@ class Completions(NamedTuple):
     """ids_PGC: int32, the pad id after the end. lengths_PG: tokens up to and including the stop token.
 
     stopped_PG: False where a completion was cut off at its last place. log_probs_PGC: float32, of each drawn token
-    among the whole vocabulary at the sampling temperature (at 1 when greedy); 0 after the end. watched_PGCW: the same
-    of the W tokens that sampling watches, at the places of these.
+    among the whole vocabulary at the sampling temperature (at 1 when greedy); 0 after the end. watched_PGCW: of the W
+    tokens that sampling watches, at the places of these, always at temperature 1.
     """
 
     ids_PGC: np.ndarray
@@ -61,7 +62,7 @@ class Completions(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The next tokens, int32, with their log-probs and those of the watched tokens, float32."""
+    """The next tokens, int32, with their log-probs, and those of the watched tokens at temperature 1, float32."""
 
     ids_PG: jax.Array
     log_probs_PG: jax.Array
@@ -276,9 +277,11 @@ def choose(logits_PGV: jax.Array, keys_PG: jax.Array, sampling: Sampling) -> Cho
         kept_PGV = _nucleus(_most_probable(allowed_PGV, sampling.top_k), sampling.top_p)
         chosen_PG = jax.vmap(jax.vmap(jax.random.categorical))(keys_PG, kept_PGV)
     picked_PG = jnp.take_along_axis(scaled_PGV, chosen_PG[..., None], -1)[..., 0]
-    watched_PGW = scaled_PGV[..., jnp.array(sampling.watched, jnp.int32)]
-    total_PG = jax.nn.logsumexp(scaled_PGV, -1)
-    return Choice(chosen_PG.astype(jnp.int32), picked_PG - total_PG, watched_PGW - total_PG[..., None])
+    watched_PGW = logits_PGV[..., jnp.array(sampling.watched, jnp.int32)]
+    if sampling.watched:
+        watched_PGW -= jax.nn.logsumexp(logits_PGV, -1, keepdims=True)
+    log_probs_PG = picked_PG - jax.nn.logsumexp(scaled_PGV, -1)
+    return Choice(chosen_PG.astype(jnp.int32), log_probs_PG, watched_PGW)
 
 
 def _most_probable(logits_PGV: jax.Array, top_k: int) -> jax.Array:

@@ -110,6 +110,9 @@ class SetResult:
             found["logistic"] = _curve(self.agreement.fit)
         if self.expected is not None:
             found["expected"] = {name: asdict(getattr(self.expected, name)) for name in FIGURES}
+        elif self.agreement is not None and ratings:
+            known = sum(bool(entry.row) and entry.row.get("expected") is not None for entry in self.entries)
+            found["expected_why"] = f"{known} of {ok} ratings have an expectation, so nothing is said of these"
         if known := published(self.name):
             found["published"] = {"srcc": known.srcc, "plcc_raw": known.plcc, "videos": known.videos}
             found["difference"] = {

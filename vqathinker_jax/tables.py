@@ -52,6 +52,8 @@ def _agreement(summary: Found, other: Found | None, other_name: str) -> Table:
         if expected := numbers.get("expected"):
             rows.append([f"{name}, expected", numbers["coverage"], *(_figure(expected[figure]) for figure in FIGURES)])
             notes.append(EXPECTED)
+        if why := numbers.get("expected_why"):
+            notes.append(f"{name}: {why}")
         if other and "srcc" in other["sets"].get(name, {}):
             theirs = other["sets"][name]
             label = f"{name}, {other_name}"

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from tests.checkpoints import TOKENIZER
 from vqathinker_jax.data.prompt import decode, load_tokenizer
@@ -57,12 +58,33 @@ def test_likely_decimals_count_by_their_place(tokenizer):
     assert found == pytest.approx((mean, deviation), abs=1e-4)
 
 
-def test_behind_another_first_digit_stand_any_decimals_and_behind_5_none(tokenizer):
-    found = said(tokenizer, FORM.format("3.25"), digit1={"3": 0.5, "2": 0.3, "5": 0.2, "9": 0.9})
-    # The 9 is off the scale, and takes no part. Of a point a twelfth is the variance, as of any width of 1.
-    shares, means = np.array([0.5, 0.3, 0.2]), np.array([3.25, 2.5, 5.0])
+def test_a_neighbour_lies_as_far_beyond_the_whole_point_others_in_the_middle_and_5_has_no_decimals(tokenizer):
+    found = said(tokenizer, FORM.format("3.25"), digit1={"3": 0.4, "2": 0.2, "4": 0.1, "1": 0.1, "5": 0.2, "9": 0.9})
+    # The 9 is off the scale, and takes no part. Of what is anywhere in a width, its square's twelfth is the variance.
+    shares, means = np.array([0.4, 0.2, 0.1, 0.1, 0.2]), np.array([3.25, 2.75, 4.5, 1.5, 5.0])
+    within = np.array([0, 0.5**2, 1, 1, 0]) / 12
     mean = shares @ means
-    assert found == pytest.approx((mean, np.sqrt(shares @ (means - mean) ** 2 + 0.3 / 12)), abs=1e-4)
+    assert found == pytest.approx((mean, np.sqrt(shares @ ((means - mean) ** 2 + within))), abs=1e-4)
+
+
+@pytest.mark.parametrize("deviation", [0.05, 0.1, 0.2, 0.5, 1.0])
+def test_ratings_that_were_spread_by_a_bell_are_expected_near_its_mean(tokenizer, deviation: float):
+    """Near whole points too, where the written digits are of one side and the mean may be on the other."""
+    ratings_R = np.arange(100, 501) / 100
+    for middle in (1.9, 2.98, 3.02, 3.5, 3.97, 4.03, 4.4):
+        left = {f"{r:.2f}": w for r, w in zip(ratings_R, norm.pdf(ratings_R, middle, deviation), strict=True)}
+        mean = np.average([*map(float, left)], weights=[*left.values()])
+        shares, text = {}, ""
+        for number, place in ((1, 0), (2, 2), (3, 3)):
+            held = {d: sum(w for r, w in left.items() if r[place] == d) for d in DIGITS}
+            shares[f"digit{number}"] = {digit: weight / sum(held.values()) for digit, weight in held.items()}
+            chosen = max(held, key=lambda digit: held[digit])
+            left = {r: w for r, w in left.items() if r[place] == chosen}
+            text += chosen + "." * (number == 1)
+        found = said(tokenizer, FORM.format(text), **shares)
+        assert found
+        # The middle of the point, in place of what lies as far beyond its edge, would be off by 0.15 to 0.2.
+        assert found.expected == pytest.approx(mean, abs=0.07)
 
 
 def test_a_rating_without_decimals_has_neighbours_without_them(tokenizer):
@@ -71,9 +93,7 @@ def test_a_rating_without_decimals_has_neighbours_without_them(tokenizer):
 
 
 def test_the_expectation_stays_on_the_scale(tokenizer):
-    found = said(tokenizer, FORM.format("5.00"), digit2={"0": 0.5, "9": 0.5})
-    assert found
-    assert found.expected == 5
+    assert said(tokenizer, FORM.format("5.00"), digit2={"0": 0.5, "9": 0.5}) == (5, 0)
 
 
 @pytest.mark.parametrize("answer", [" 3.42 ", "\n3.42\n", "\t3.42"])
@@ -81,7 +101,9 @@ def test_blanks_around_a_rating_do_not_matter(tokenizer, answer: str):
     assert said(tokenizer, FORM.format(answer)) == (3.42, 0)
 
 
-@pytest.mark.parametrize("text", ["3.42", "<answer>3.42", FORM.format("good"), FORM.format("6.00"), FORM.format("")])
+@pytest.mark.parametrize(
+    "text", ["3.42", "<answer>3.42", FORM.format("good"), FORM.format("6.00"), FORM.format("5.50"), FORM.format("")]
+)
 def test_what_is_no_rating_expects_nothing(tokenizer, text: str):
     ids_T = tokenizer(text)["input_ids"]
     assert expectation(tokenizer, ids_T, np.zeros((len(ids_T), 10))) is None

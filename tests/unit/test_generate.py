@@ -70,8 +70,10 @@ def test_watching_tokens_tells_how_likely_they_were_and_changes_nothing(split, s
     np.testing.assert_array_equal(made.ids_PGC, plain.ids_PGC)
     assert plain.watched_PGCW.shape == (*plain.ids_PGC.shape, 0)
     running_PGC = np.arange(sampling.max_new_tokens) < made.lengths_PG[..., None]
-    own_PGC = np.take_along_axis(made.watched_PGCW, made.ids_PGC[..., None], -1)[..., 0]
-    np.testing.assert_array_equal(own_PGC[running_PGC], made.log_probs_PGC[running_PGC])
+    # Watched at temperature 1; tempered, they are the log-probs that draws were made by.
+    tempered_PGCW = jax.nn.log_softmax(made.watched_PGCW / (sampling.temperature or 1))
+    own_PGC = np.take_along_axis(tempered_PGCW, made.ids_PGC[..., None], -1)[..., 0]
+    np.testing.assert_allclose(own_PGC[running_PGC], made.log_probs_PGC[running_PGC], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.exp(made.watched_PGCW[running_PGC]).sum(-1), 1, rtol=1e-5)
     assert not made.watched_PGCW[~running_PGC].any()
 

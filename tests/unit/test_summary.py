@@ -72,6 +72,9 @@ def test_expectations_of_some_ratings_only_are_held_against_nothing():
         rows["mine", f"{number}.mp4"] |= {"expected": 3.0 + number / 40, "deviation": 0.5}
     (result,) = summary.join([found], rows, resamples=10)
     assert result.expected is None
+    made = summary.summarise([result], {})
+    assert "expected" not in made["sets"]["mine"]
+    assert "- mine: 39 of 40 ratings have an expectation" in markdown(tables(made))
 
 
 def test_means_are_weighted_by_videos_and_stand_beside_the_published_ones():

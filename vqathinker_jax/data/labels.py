@@ -171,9 +171,12 @@ def _table(meta: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         text = bytes_of(meta).decode("utf-8-sig")
         header = text.partition("\n")[0]
-        between = next((mark for mark in ",;\t" if mark in header), ",")
+        between = max(",;\t", key=header.count)
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=between)
-        columns = [name.strip().lower() for name in reader.fieldnames or []]
+        columns = [name.strip() for name in reader.fieldnames or []]
+        columns = [name if name.lower() in columns else name.lower() for name in columns]
+        if twice := [name for name in ("video", "mos") if columns.count(name) > 1]:
+            raise InputError(f"more than one column {' and '.join(twice)}: rename all but one in the first line")
         reader.fieldnames = columns
         missing = [name for name in ("video", "mos") if name not in columns]
         if missing:

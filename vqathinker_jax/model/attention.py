@@ -251,7 +251,8 @@ def in_bytes(x_BKSH: jax.Array, mask_BS: jax.Array) -> Bytes:
     """Keys or values of the tokens in the mask, rounded to 127 steps of each channel's largest."""
     x_BKSH = jnp.where(mask_BS[:, None, :, None], x_BKSH, 0).astype(jnp.float32)
     most_BK1H = jnp.abs(x_BKSH).max(2, keepdims=True)
-    scale_BK1H = jnp.where(most_BK1H > 0, most_BK1H, 1.0) / 127
+    scale_BK1H = most_BK1H / 127
+    scale_BK1H = jnp.where(scale_BK1H > 0, scale_BK1H, 1.0)
     return Bytes(jnp.round(x_BKSH / scale_BK1H).astype(jnp.int8), scale_BK1H)
 
 

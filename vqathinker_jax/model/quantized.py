@@ -53,6 +53,8 @@ def quantized(values: Iterable[tuple[str, Any]], weights: Weights) -> Iterator[t
         ins = 2 if matrix[1] == "out" else 1
         stacked = not any(part.isdigit() for part in path.split("."))
         kernel, scale = _quantize(value, ins=ins, stacked=stacked, weights=weights)
+        # Else the next matrix would come beside this one.
+        del value
         yield path, kernel
         yield path.removesuffix("kernel") + "scale", scale
 
@@ -65,7 +67,8 @@ def _quantize(kernel: jax.Array, *, ins: int, stacked: bool, weights: Weights) -
     def one(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         kernel = kernel.astype(jnp.float32)
         most = jnp.abs(kernel).max(range(ins))
-        scale = jnp.where(most > 0, most, 1.0) / kind.largest
+        scale = most / kind.largest
+        scale = jnp.where(scale > 0, scale, 1.0)  # of what is next to nothing it is 0, as subnormals are flushed
         steps = kernel / scale
         return (jnp.round(steps) if kind.dtype == jnp.int8 else steps).astype(kind.dtype), scale
 

@@ -52,8 +52,18 @@ def test_every_form_gives_the_same_items(tmp_path: Path, videos: Path, form: str
 
 @pytest.mark.parametrize("between", [";", "\t"])
 def test_a_spreadsheet_may_write_its_table_otherwise(tmp_path: Path, videos: Path, between: str):
-    rows = [("Video", "Scene", "MOS"), *((name, "a, b", score) for name, score in SCORES.items())]
+    rows = [
+        ("Video", "Scene, note", "MOS", "mos of others"),
+        *((name, "a, b", score, 9) for name, score in SCORES.items()),
+    ]
     text = "\r\n".join(between.join(map(str, row)) for row in rows)
+    (tmp_path / "set.csv").write_text(text, encoding="utf-8")
+    (found,) = read_sets(tmp_path / "set.csv", videos)
+    assert found.items == tuple(Item(name, videos / name, mos) for name, mos in SCORES.items())
+
+
+def test_of_columns_that_differ_in_capitals_the_small_one_counts(tmp_path: Path, videos: Path):
+    text = "video,mos,MOS\n" + "".join(f"{name},{score},68\n" for name, score in SCORES.items())
     (tmp_path / "set.csv").write_text(text, encoding="utf-8")
     (found,) = read_sets(tmp_path / "set.csv", videos)
     assert found.items == tuple(Item(name, videos / name, mos) for name, mos in SCORES.items())
@@ -80,6 +90,7 @@ def test_a_yaml_list_gives_several_sets_with_their_folders(tmp_path: Path, video
     ("name", "text", "fault"),
     [
         ("set.csv", "video,mos\nx.mp4,fine\n", "set.csv:2: mos 'fine' is no finite number"),
+        ("set.csv", "video,mos,mos\nx.mp4,3,68\n", "set.csv: more than one column mos"),
         ("set.csv", "video,mos\nx.mp4\n", "set.csv:2: mos None is no finite number"),
         ("set.csv", "video,mos\n../x.mp4,3\n", "set.csv:2: video '../x.mp4' leaves the folder"),
         ("set.csv", "video,mos\n,3\n", 'set.csv:2: no "video"'),

@@ -12,16 +12,17 @@ from flax import nnx
 from convert.load import open_model
 from convert.native import convert_checkpoint
 from tests import checkpoints
+from tests.devices import run_on_devices
 from tests.models import CONTEXT, PAD, STOP, tiny_frames, tiny_model, tiny_prompt
 from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.adapter import ADAPTED
+from vqathinker_jax.model.attention import in_bytes
 from vqathinker_jax.model.language import Cache
 from vqathinker_jax.model.layers import Linear
 from vqathinker_jax.model.quantized import Weights, quantized
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.places import Prompt, answers
-from vqathinker_jax.sharding import MeshConfig, make_mesh
 from vqathinker_jax.skeleton import abstract_model, arrays, fill
 
 KINDS = "int8", "fp8"
@@ -140,6 +141,16 @@ def test_a_matrix_of_zeros_stays_one():
     assert np.isfinite(scale).all()
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_what_is_next_to_nothing_stays_finite(weights: Weights):
+    """Its scale would be smaller than the smallest number that is not flushed to zero."""
+    (_, kernel), (_, scale) = quantized([("language.layers.up.kernel", np.full((2, 3, 4), 1e-37, np.float32))], weights)
+    assert np.isfinite(np.asarray(kernel, np.float32) * np.asarray(scale)[:, None]).all()
+    mask_BS = np.ones((1, 3), bool)
+    narrow = in_bytes(jnp.full((1, 2, 3, 4), 1e-37), mask_BS)
+    assert np.isfinite(narrow.numbers * narrow.scale).all()
+
+
 def test_what_is_full_passes_untouched():
     values = [("language.layers.up.kernel", np.ones((2, 3, 4), np.float32))]
     assert list(quantized(values, "full")) == values
@@ -154,18 +165,31 @@ def test_both_kinds_of_folders_are_narrowed_alike(folder: Path, tmp_path: Path):
         np.testing.assert_array_equal(array, other[path], err_msg=path)
 
 
+SPREAD = """
+import sys
+from pathlib import Path
+import numpy as np
+from convert.load import open_model
+from vqathinker_jax.sharding import MeshConfig, make_mesh
+from vqathinker_jax.skeleton import arrays
+source, mesh = Path(sys.argv[1]), make_mesh(MeshConfig(fsdp=2, tensor=2))
+spread, plain = (arrays(open_model(source, weights="fp8", mesh=each)) for each in (mesh, None))
+full, cut = arrays(open_model(source, mesh=mesh)), 0
+for path, array in spread.items():
+    np.testing.assert_array_equal(array, plain[path], err_msg=path)
+    if path in full:
+        assert array.sharding.is_equivalent_to(full[path].sharding, array.ndim), path
+    cut += array.dtype.itemsize == 1 and not array.sharding.is_fully_replicated
+print(cut)
+"""
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_over_a_mesh_bytes_lie_as_the_matrices_would(folder: Path, tmp_path: Path, native: bool):
     if native:
         convert_checkpoint(folder, tmp_path / "native")
     source = tmp_path / "native" if native else folder
-    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), 1)
-    spread, plain = open_model(source, weights="fp8", mesh=mesh), open_model(source, weights="fp8")
-    full = arrays(open_model(source, mesh=mesh))
-    for path, array in arrays(spread).items():
-        np.testing.assert_array_equal(array, arrays(plain)[path], err_msg=path)
-        if path in full:
-            assert array.sharding.is_equivalent_to(full[path].sharding, array.ndim), path
+    assert int(run_on_devices(4, "-c", SPREAD, str(source), optimise=False).stdout) == len(ADAPTED)
 
 
 def test_a_byte_a_weight_is_what_is_held():

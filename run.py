@@ -1,6 +1,7 @@
 """How good does a video look, and why? VQAThinker-JAX rates videos from 1 to 5 with its reasoning, and learns to.
 
-Exit status: 0 all well, 1 some input failed while the rest was done, 2 wrong usage or a checkpoint that does not load.
+Exit status: 0 all well, 1 some input failed while the rest was done, 2 wrong usage or a checkpoint that does not load,
+130 interrupted.
 """
 
 import os
@@ -39,6 +40,8 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
+        goes_on = "; the same command goes on where it stopped" if sys.argv[1:2] == ["evaluate"] else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return 130
     except InputError as error:
         console.print_error(error)

@@ -11,10 +11,10 @@ up to how a device's sums are rounded; with a temperature, drawn from the seed a
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import numpy as np
@@ -59,6 +59,14 @@ def load(
 
     Raises: InputError where checkpoint, tokenizer and settings do not fit, before any weight is read.
     """
+    for name, value, known in (
+        ("dtype", dtype, ("auto", "float32", "bfloat16")),
+        ("weights", weights, get_args(Weights)),
+        ("cache", cache, get_args(Cache)),
+        ("attention", attention, ("auto", "blocks")),
+    ):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}")
     folder, motion = Path(checkpoint), None if slowfast is None else Path(slowfast)
     config, tokenizer = open_config(folder, slowfast=motion), load_tokenizer(folder)
     view = view or View.of(config)
@@ -72,13 +80,19 @@ def load(
     return Judge(model, tokenizer, view, sampling, seed)
 
 
-def score(judge: Judge, videos: Sequence[str | Path | np.ndarray], batch_size: int = 4) -> list[Verdict]:
+def score(judge: Judge, videos: Iterable[str | Path | np.ndarray], batch_size: int = 4) -> list[Verdict]:
     """The verdict on each video, in the order given: a file, or all its frames as uint8 RGB [T, Y, X, 3].
 
     What is wrong with a file ends in its verdict. Frames given are named by their place, as `videos[3]`.
 
-    Raises: InputError for an array of another form, or a batch of none.
+    Raises: InputError for what is no list of files and arrays, an array of another form, or a batch of none.
     """
+    if isinstance(videos, str | Path | np.ndarray):
+        raise InputError(f"videos is a {type(videos).__name__}: give a list, be it of one")
+    videos = list(videos)
+    for number, video in enumerate(videos):
+        if not isinstance(video, str | Path | np.ndarray):
+            raise InputError(f"videos[{number}] is a {type(video).__name__}: give a file, or frames as one array")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: give at least 1")
     verdicts: dict[int, Verdict] = {}

@@ -65,8 +65,9 @@ def export_checkpoint(
     check_free(target, force=force)
     if source.resolve().is_relative_to(target.resolve()):
         raise CheckpointError(f"{target}: holds {source}, which is still needed; name another folder")
+    raw = read_config(source)
     special = special_tokens(load_tokenizer(source))
-    origin, raw = open_origin(source, slowfast), read_config(source)
+    origin = open_origin(source, slowfast)
     settings = _settings(raw, origin.config, kind, special.context)
     same = settings is raw
     tensors, notes = _outgoing(origin, origin.spelling if same else kind, None if dtype is None else jnp.dtype(dtype))

@@ -205,8 +205,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises: CheckpointError where the folder, the file, or JSON in the file is missing.
     """
     path = directory / "config.json"
+    if directory.is_file():
+        raise CheckpointError(f"{directory}: is a file; name the folder of a checkpoint")
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such folder; expected a checkpoint")
+        raise CheckpointError(f"{directory}: no such folder; name one with a checkpoint, for nothing is fetched")
     if not path.is_file():
         raise CheckpointError(f"{directory}: no config.json; a checkpoint folder has it beside weights and tokenizer")
     return _read_json(path)

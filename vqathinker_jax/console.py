@@ -6,9 +6,11 @@ unable to steer a terminal.
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from unicodedata import category
 
 from rich.console import Console
 from rich.progress import (
@@ -26,8 +28,19 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """The text without the control characters that could steer a terminal; each becomes a replacement character."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """The text without the characters that could steer a terminal, each of which becomes a replacement character.
+
+    Spaces of every width stay, and what joins parts of an emoji: both are in names that people paste.
+    """
+    return "".join(c if _harmless(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _harmless(character: str) -> bool:
+    return character.isprintable() or category(character) == "Zs" or character == "\N{ZERO WIDTH JOINER}"
+
+
+SILENCE_S = 30.0
+"""Seconds after which a log hears of progress again."""
 
 
 def print_lines(text: str, indent: str = "") -> None:
@@ -104,11 +117,14 @@ def counting(what: str) -> Iterator[Callable[[int, int | None, str], None]]:
     console = Console(stderr=True)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(printable(what), total=None)
+        task, told_s = bar.add_task(printable(what), total=None), time.monotonic()
 
         def show(done: int, total: int | None, note: str) -> None:
+            nonlocal told_s
             bar.update(task, description=f"{printable(what)}: {printable(note)}", completed=done, total=total)
-            if not console.is_terminal and (done % 100 == 0 or done == total):
+            due = done % 100 == 0 or done == total or time.monotonic() - told_s > SILENCE_S
+            if not console.is_terminal and due:
+                told_s = time.monotonic()
                 count = f"{done}" if total is None else f"{done} of {total},"
                 print(f"{printable(what)}: {count} {printable(note)}", file=sys.stderr, flush=True)
 

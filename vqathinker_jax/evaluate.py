@@ -35,7 +35,7 @@ FRAMES = "frames"
 
 @dataclass(frozen=True)
 class Pace:
-    """How a run is worked off; nothing here changes a prediction.
+    """How a run is worked off; nothing here changes a prediction by more than rounding.
 
     batch_size: P, places on the device. workers: processes that decode; 0 decodes here, between answers.
     """

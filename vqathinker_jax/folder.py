@@ -53,7 +53,10 @@ def replacing(directory: Path, *, force: bool = False) -> Iterator[Path]:
     mark = uuid.uuid4().hex  # a process id comes again: in a container every process may be number 1
     partial, former = (directory.with_name(f"{directory.name}.{word}-{mark}") for word in ("partial", "former"))
     try:
-        partial.mkdir(parents=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise CheckpointError(f"{directory}: cannot be made ({error.strerror}); name another folder") from None
         yield partial
         if directory.exists():
             directory.rename(former)

@@ -118,15 +118,21 @@ class Predictions:
 
 
 def check_folder(folder: Path) -> None:
-    """Nothing, where `folder` may take an evaluation: it is new, empty, or holds one.
+    """Make `folder`, where it may take an evaluation: it is new, empty, or holds one.
 
-    Raises: InputError where it is a file, or a folder of other things.
+    Raises: InputError where it is a file, a folder of other things, or cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder to write to")
     strange = not (folder / RUN).is_file() and folder.is_dir() and any(map(_strange, folder.iterdir()))
     if strange:
         raise InputError(f"{folder}: holds other things than an evaluation; name a new or an empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to; name another folder, or mend its permissions")
 
 
 def _strange(path: Path) -> bool:

@@ -121,7 +121,8 @@ def write(folder: Path, name: str, video: Path, span: Span, moments: Sequence[Mo
 def describe(told: Mapping[str, Any]) -> str:
     """What `write` returned, for people: the mean, every window's rating, and the worst of them marked."""
     mean = "no window could be rated" if told["mean"] is None else f"{told['mean']:.2f} of 5 on average"
-    lines = [f"{told['video']}: {mean} over {len(told['moments'])} windows ({told['note']})"]
+    count = len(told["moments"])
+    lines = [f"{told['video']}: {mean} over {count} window{'s' * (count != 1)} ({told['note']})"]
     for moment in told["moments"]:
         rating = f"failed: {moment['reason']}" if moment["score"] is None else f"{moment['score']:.2f}"
         mark = "  <- among the worst" if moment["start_s"] in told["worst_starts_s"] else ""

@@ -5,6 +5,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import jax
@@ -111,6 +112,27 @@ def test_attention_is_the_devices_own_kernel_unless_told_otherwise(checkpoint: P
 def test_a_batch_of_none_is_refused(judge: vqathinker.Judge, videos: list[Path]):
     with pytest.raises(InputError, match="batch_size is 0: give at least 1"):
         vqathinker.score(judge, videos, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("videos", "fault"),
+    [
+        ("clip.mp4", "videos is a str: give a list"),
+        (Path("clip.mp4"), "videos is a .*Path: give a list"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "videos is a ndarray: give a list"),
+        ([None], r"videos\[0\] is a NoneType: give a file"),
+        ([[np.zeros((4, 4, 3), np.uint8)]], r"videos\[0\] is a list: give a file, or frames as one array"),
+    ],
+)
+def test_what_is_no_list_of_videos_is_refused(judge: vqathinker.Judge, videos: Any, fault: str):
+    with pytest.raises(InputError, match=fault):
+        vqathinker.score(judge, videos)
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "weights", "cache", "attention"])
+def test_settings_that_are_unknown_are_refused_before_anything_is_read(wrong: str):
+    with pytest.raises(InputError, match=f"{wrong} is 'int4': choose one of"):
+        vqathinker.load("nowhere", **{wrong: "int4"})
 
 
 WRONG = [((2, 4, 4, 3), np.float32), ((4, 4, 3), np.uint8), ((0, 4, 4, 3), np.uint8)]

@@ -18,6 +18,21 @@ def test_a_reply_keeps_its_lines_and_loses_its_control_characters(capsys: pytest
     assert told.splitlines() == ["note: the answer is cut off; let it go on with --max-new-tokens", "note: odd\ufffd"]
 
 
+def test_names_keep_their_spaces_and_emoji():
+    name = "Screen 9.41\u202fAM \u3000\U0001f469\u200d\U0001f680.mov"
+    assert console.printable(name) == name
+    assert console.printable("a\u202eb\u2028c\ud800") == "a\ufffdb\ufffdc\ufffd"
+
+
+def test_a_log_hears_of_slow_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    now = iter([0.0, 1.0, 31.0, 31.0, 32.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now, 33.0))
+    with console.counting("looking") as count:
+        for done in (1, 2, 3):
+            count(done, 500, "well")
+    assert capsys.readouterr().err.splitlines() == ["looking: 2 of 500, well"]
+
+
 def test_a_reply_that_failed_is_an_error(capsys: pytest.CaptureFixture[str]):
     console.print_reply(Reply("a\x1b.mp4", "pyav", 1.0, reason="a\x1b.mp4: no such file; check the path"))
     assert capsys.readouterr() == ("", "error: a\ufffd.mp4: no such file; check the path\n")

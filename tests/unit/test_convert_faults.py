@@ -79,7 +79,7 @@ def test_names_that_any_format_may_carry_without_need_are_ignored(tmp_path: Path
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (lambda d: d.rename(d.with_name("moved")), r"checkpoint: no such folder; expected a checkpoint$"),
+    "no folder": (lambda d: d.rename(d.with_name("moved")), r"checkpoint: no such folder; name one with a checkpoint"),
     "no config": (lambda d: (d / "config.json").unlink(), r"checkpoint: no config.json; "),
     "config of text": (lambda d: (d / "config.json").write_text("{'a'"), r"config.json: not JSON .*; copy it from"),
     "config of bytes": (lambda d: (d / "config.json").write_bytes(b"\xff\x00"), r"config.json: not JSON .*; copy it"),

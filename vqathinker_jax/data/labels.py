@@ -170,6 +170,8 @@ def _table(meta: Path) -> list[tuple[int, dict[str, Any]]]:
     """The rows of a CSV by its header, in small letters, with their lines; semicolons or tabs may stand for commas."""
     try:
         text = bytes_of(meta).decode("utf-8-sig")
+        if not text.strip():
+            raise InputError("is empty: write rows separated by commas, below the header video,mos")
         header = text.partition("\n")[0]
         between = max(",;\t", key=header.count)
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=between)

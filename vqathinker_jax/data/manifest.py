@@ -239,7 +239,8 @@ def _image(entry: dict[str, Any]) -> str:
         raise InputError(f'"image" names {len(image)} files: name one video')
     name = image[0] if isinstance(image, list) and image else image
     if not isinstance(name, str) or not name.strip():
-        raise InputError('no video: name its file as "image"')
+        asked = ", or evaluate questions by --task choice" if "options" in entry else ""
+        raise InputError(f'no video: name its file as "image"{asked}')
     return name
 
 

@@ -20,9 +20,9 @@ VIDEOS = frozenset(
 def expand(patterns: Sequence[str]) -> list[Path]:
     """Files, folders and globs to files, each once however it is spelled, in the order given; folders and globs sorted.
 
-    A folder is searched, also below, for names that end like a video or picture. A path with nothing behind it (a file
-    that does not exist, a folder or glob without videos) stays in the list: reading it says so, and the others are
-    still scored.
+    A folder is searched, also below and behind links, for names that end like a video or picture. A path with nothing
+    behind it (a file that does not exist, a folder or glob without videos) stays in the list: reading it says so, and
+    the others are still scored.
 
     Raises: InputError where none of them stands for any file, or one is blank or a URL.
     """
@@ -51,7 +51,21 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS and path.is_file())
+    """Links that lead nowhere are among them, to be told of; what macOS keeps beside a file, as ._NAME, is not."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()  # a link may lead back up
+            continue
+        seen.add(real)
+        paths = [Path(here, name) for name in names if not name.startswith("._")]
+        found += [path for path in paths if path.suffix.lower() in PICTURES | VIDEOS and _file(path)]
+    return sorted(found)
+
+
+def _file(path: Path) -> bool:
+    return path.is_file() or path.is_symlink()
 
 
 def _why_none(pattern: str) -> str:

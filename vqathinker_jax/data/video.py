@@ -38,10 +38,21 @@ def read_clip(path: str | Path, frames: int, decoder: str = "pyav") -> Clip:
     """
     path = Path(path)
     check_decoder(decoder)
+    check_file(path)
+    reader = read_picture if path.suffix.lower() in PICTURES else READERS[decoder]
+    return reader(path, frames)
+
+
+def check_file(path: Path) -> None:
+    """Nothing, where the path is a file that may hold a video or a picture.
+
+    Raises:
+        VideoError: it is none, cannot be opened, is empty, or holds text.
+    """
     if path.is_dir():
         raise VideoError(f"{path}: a folder, not a video; name the files in it")
     if not path.exists():
-        raise VideoError(f"{path}: no such file; check the path")
+        raise VideoError(f"{path}: {'a link to nowhere' if path.is_symlink() else 'no such file'}; check the path")
     if not path.is_file():
         raise VideoError(f"{path}: no ordinary file but a pipe or device; name a video file")
     try:
@@ -53,8 +64,6 @@ def read_clip(path: str | Path, frames: int, decoder: str = "pyav") -> Clip:
         raise VideoError(f"{path}: an empty file; export or download it again")
     if _is_text(head):
         raise VideoError(f"{path}: holds text, not video; name the video itself")
-    reader = read_picture if path.suffix.lower() in PICTURES else READERS[decoder]
-    return reader(path, frames)
 
 
 def check_decoder(decoder: str) -> None:
@@ -79,8 +88,10 @@ def read_picture(path: Path, frames: int) -> Clip:
         # What Pillow warns of it then fails at, or it is a picture's notes about itself, which nobody asked for.
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
             if picture.mode[0] in "IF":  # which Pillow would clip to white
-                raise ValueError("more than 8 bits of grey")
+                raise VideoError(f"{path}: more than 8 bits of grey, which would be clipped; export it with 8")
             frame_YXC = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except VideoError:
+        raise
     except Exception as error:  # of damaged files Pillow raises whatever it stumbles over
         found = " ".join(str(error).split()) or type(error).__name__
         raise VideoError(f"{path}: not a readable picture ({found}); export it again") from None

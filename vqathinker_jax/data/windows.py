@@ -16,6 +16,7 @@ from vqathinker_jax.data.decoder import decoded, upright_rgb
 from vqathinker_jax.data.frames import resize, sample_indices
 from vqathinker_jax.data.packets import Survey, opened, survey
 from vqathinker_jax.data.paths import PICTURES
+from vqathinker_jax.data.video import check_file
 from vqathinker_jax.records import Clip, InputError, VideoError
 
 SHORTEST_S = 0.01
@@ -50,11 +51,13 @@ class Span:
 
 @dataclass
 class _Window:
-    """A window that is being filled; places count the video's frames, frames_FYXC are resized."""
+    """A window that is being filled; places count the video's frames, which are resized. faulty: while it was open, the
+    decoder met what it cannot read."""
 
     start_s: float
     places: tuple[int, ...]
     frames: dict[int, np.ndarray] = field(default_factory=dict)
+    faulty: bool = False
 
 
 def read_windows(path: Path, frames: int, size: int, span: Span) -> Iterator[tuple[float, Clip]]:
@@ -65,14 +68,17 @@ def read_windows(path: Path, frames: int, size: int, span: Span) -> Iterator[tup
     """
     if path.suffix.lower() in PICTURES:
         raise VideoError(f"{path}: a picture has no windows; leave --window out")
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file; check the path")
+    check_file(path)
     packets = survey(path)
     times_s = packets.times_s(list(packets.pts) if packets.seekable else [None] * packets.count)
     waiting = [_plan(start_s, times_s, frames, span) for start_s in span.starts(times_s[-1])]
     found = False
     open_windows: list[_Window] = []
     for place, frame_YXC in _shown(path, packets, {place for window in waiting for place in window.places}, size):
+        if frame_YXC is None:
+            for window in open_windows or waiting[:1]:
+                window.faulty = True
+            continue
         found = True
         while waiting and waiting[0].places[0] <= place:
             open_windows.append(waiting.pop(0))
@@ -95,8 +101,8 @@ def _plan(start_s: float, times_s: list[float], frames: int, span: Span) -> _Win
     return _Window(start_s, tuple(first + index for index in sample_indices(last - first, frames)))
 
 
-def _shown(path: Path, packets: Survey, wanted: set[int], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The wanted frames that can be decoded, resized, each with its place among all frames."""
+def _shown(path: Path, packets: Survey, wanted: set[int], size: int) -> Iterator[tuple[int, np.ndarray | None]]:
+    """The wanted frames that can be decoded, resized, each with its place among all frames; None for each fault."""
     place_of = {pts: place for place, pts in enumerate(packets.pts)} if packets.seekable else {}
     with opened(path) as (container, stream):
         if packets.at_fault:
@@ -107,6 +113,7 @@ def _shown(path: Path, packets: Survey, wanted: set[int], size: int) -> Iterator
             count = 0
             for frame in decoded(container, stream):
                 if frame is None:
+                    yield count, None
                     continue
                 place = count if frame.pts is None or not place_of else place_of.get(frame.pts, -1)
                 count += 1
@@ -124,6 +131,6 @@ def _filled(window: _Window, times_s: list[float], at_fault: bool) -> tuple[floa
     shown = [there[max(bisect_left(there, place + 1) - 1, 0)] for place in window.places]
     lost = len(set(window.places) - window.frames.keys())
     health = (f"damaged: {lost} of {len(set(window.places))} frames could not be decoded",) * bool(lost)
-    health += ("damaged: parts of the file are missing or have errors",) * at_fault
+    health += ("damaged: parts of the file are missing or have errors",) * (at_fault or window.faulty)
     frames_FYXC = np.stack([window.frames[place] for place in shown])
     return window.start_s, Clip(frames_FYXC, tuple(shown), tuple(times_s[place] for place in shown), health)

@@ -96,7 +96,7 @@ def test_a_yaml_list_gives_several_sets_with_their_folders(tmp_path: Path, video
         ("set.csv", "video,mos\n,3\n", 'set.csv:2: no "video"'),
         ("set.csv", "video,mos\nx.mp4,3\nx.mp4,4\n", "set.csv:3: 'x.mp4' stands at"),
         ("set.csv", "file,mos\nx.mp4,3\n", "no column video (found: file, mos)"),
-        ("set.csv", "", "no column video or mos"),
+        ("set.csv", "", "set.csv: is empty"),
         ("set.csv", "video,mos\n", "holds no rows"),
         ("set.csv", 'video,mos\n"x.mp4,3\n', "no CSV"),
         ("set.json", '{"annotations": [{"image_id": "x.mp4"}]}', "annotation 1: score None is no finite number"),

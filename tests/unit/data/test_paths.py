@@ -52,6 +52,16 @@ def test_a_link_to_itself_is_a_file_that_cannot_be_read(folder: Path):
     assert names(expand([f"{folder}/loop.mp4"])) == ["loop.mp4"]
 
 
+def test_folders_behind_links_are_searched_once_and_links_to_nowhere_are_told(folder: Path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "far.mp4").touch()
+    (folder / "below" / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "lost.mp4").symlink_to(folder / "gone.mp4")
+    (folder / "._b.mp4").touch()
+    assert names(expand([str(folder)])) == ["a.MKV", "b.mp4", "c.jpg", "far.mp4", "lost.mp4", "odd[1].mp4"]
+
+
 def test_an_empty_folder_among_a_globs_matches_is_passed_over(folder: Path):
     (folder / "bare").mkdir()
     assert names(expand([f"{folder}/b*"])) == ["b.mp4", "c.jpg"]

@@ -81,6 +81,19 @@ def test_damage_is_said_by_the_window_that_has_it(tmp_path: Path):
     assert all(len(clip.frames_FYXC) == 4 for _, clip in found if clip.indices)
 
 
+def test_damage_between_the_frames_of_a_window_is_said_too(tmp_path: Path):
+    """Of 50 frames a second two are taken, and what is spoiled lies between them."""
+    video = clips.write(tmp_path / "long.mp4", 100, rate=50, options=clips.OPEN_GOP)
+    content = bytearray(video.read_bytes())
+    start, end = content.index(b"mdat"), content.index(b"moov")
+    middle = start + (end - start) * 5 // 8
+    content[middle : middle + 200] = b"\0" * 200
+    video.write_bytes(content)
+    (_, first), (_, second) = read_windows(video, 2, 48, Span(1.0))
+    assert not first.health
+    assert any("parts of the file are missing or have errors" in sentence for sentence in second.health)
+
+
 def test_a_file_cut_off_says_so_in_every_window(video: Path, tmp_path: Path):
     content = video.read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
@@ -90,10 +103,16 @@ def test_a_file_cut_off_says_so_in_every_window(video: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "fault"), [("x.png", b"x", "a picture has no windows"), ("gone.mp4", None, "no such file")]
+    ("name", "content", "fault"),
+    [
+        ("x.png", b"x", "a picture has no windows"),
+        ("gone.mp4", None, "no such file"),
+        ("empty.mp4", b"", "an empty file"),
+        ("text.mp4", b"not a video", "holds text"),
+    ],
 )
 def test_what_has_no_windows_is_refused(tmp_path: Path, name: str, content: bytes | None, fault: str):
-    if content:
+    if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(VideoError, match=fault):
         list(read_windows(tmp_path / name, 4, 48, Span(1.0)))

@@ -49,7 +49,7 @@ warm_start = replace(
     stage="sft",
     checkpoint="runs/learn/seed0/seeing",
     data=replace(config.data, manifests="runs/learn/seed0/lessons.jsonl", batch_size=4, perturb=False),
-    steps=1200,
+    steps=1500,
     optimizer=replace(config.optimizer, beta2=0.999),
     save_every=500,
 )

@@ -27,6 +27,7 @@ import tyro
 
 from configs import learn_small, learn_tiny
 from tools.curves import DRAWN, write_figures
+from tools.disorder import COPIES, write_copies
 from tools.responses import write_lessons
 from tools.summary import CONTROL, STAGES, effort, summarise
 from tools.tiny_model import SMALL, TINY
@@ -35,6 +36,8 @@ from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.rewards import RewardConfig
 
 SHUFFLED = "train_shuffled.jsonl"
+LESSONS = "train.jsonl", f"{COPIES}.jsonl"
+"""What the warm start is taught about."""
 ABLATIONS = {
     "without_ranking": RewardConfig(ranking=0.0),
     "without_regression": RewardConfig(regression=0.0),
@@ -126,11 +129,13 @@ def main(options: Options) -> None:
 
 
 def write_videos(options: Options) -> None:
-    """Write the synthetic set, and its training manifest with the ratings shuffled among the videos."""
+    """Write the synthetic set, copies of it out of order, and its training manifest with the ratings shuffled among the
+    videos."""
     view = options.then.data
     held_out = {"in_domain": options.held_out, "out_of_domain": options.held_out}
     synthetic = SyntheticConfig(options.train, **held_out, size=view.size, frames=view.frames)
     write_set(options.videos, synthetic, workers=options.processes, progress=True)
+    write_copies(options.videos, view.frames)
     rows = [json.loads(line) for line in (options.videos / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     order = np.random.default_rng(0).permutation(len(rows))
     turns = [rows[other]["conversations"] for other in order]
@@ -142,8 +147,8 @@ def run_seed(options: Options, seed: int) -> dict[str, Any]:
     """Make, warm-start, train and measure one model; returns the measurements by stage."""
     here = _home(options, seed)
     here.mkdir(parents=True, exist_ok=True)
-    lessons, manifest = here / "lessons.jsonl", options.videos / "train.jsonl"
-    write_lessons(manifest, read_truth(manifest), lessons, seed)
+    lessons = here / "lessons.jsonl"
+    write_lessons([options.videos / name for name in LESSONS], lessons, seed)
     _once(here / "seeing" / "config.json", lambda: _write_seeing(options, here, lessons, seed))
     _teach(options, here, lessons, seed)
     return {stage: _measured(options, here / stage) for stage in STAGES}

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tools.see import disorder
-from vqathinker_jax.data.distortions import KINDS
+from tools.disorder import disorder, moves, orderly
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.manifest import Row
 from vqathinker_jax.data.pipeline import DataConfig
@@ -26,8 +25,6 @@ from vqathinker_jax.records import Answer
 from vqathinker_jax.rollout import Prompts
 
 BATCH = 40
-VISIBLE_MOTION = 0.03
-"""From which mean difference of neighbouring frames (`Truth.motion`) on motion counts as visible."""
 UNRATED = 3.0
 """What an answer without a rating counts as, in correlations; the share of such answers is given beside."""
 
@@ -152,12 +149,7 @@ def temporal_pairs(
 ) -> dict[str, float]:
     """How often a video is rated above its copy with shuffled frames, and how often the same, over the videos with
     visible motion and no damage to it."""
-    moving = [
-        number
-        for number, row in enumerate(rows)
-        if truths[row.id].motion >= VISIBLE_MOTION
-        and not any("time" in KINDS[damage.kind].aspects for damage in truths[row.id].distortions)
-    ]
+    moving = [number for number, row in enumerate(rows) if moves(truths[row.id]) and orderly(truths[row.id])]
     chosen, frames = [rows[number] for number in moving], frames_NFYXC[moving]
     orders_NF = np.stack([disorder(frames.shape[1], np.random.default_rng(number)) for number in moving])
     straight, shuffled = rater.rate(chosen, frames), rater.rate(chosen, frames, orders_NF)

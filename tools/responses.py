@@ -8,13 +8,13 @@ digits of 1, which few clips deserve, are tried out too.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from vqathinker_jax.data.distortions import KINDS
-from vqathinker_jax.data.synthetic import Truth
+from vqathinker_jax.data.synthetic import Truth, read_truth
 
 SLOTS = {"Detail": "detail", "Light": "light", "Colour": "colour", "Grain": "grain", "Motion": "time"}
 """The aspects of `distortions.KINDS`, each with its name in the text."""
@@ -45,9 +45,12 @@ def _look(truth: Truth, aspect: str) -> str:
     return FINE
 
 
-def write_lessons(manifest: Path, truths: Mapping[str, Truth], target: Path, seed: int) -> None:
-    """Write the lines of a training manifest once more, each with a response."""
+def write_lessons(manifests: Iterable[Path], target: Path, seed: int) -> None:
+    """Write the lines of synthetic training manifests once more, each with a response."""
     rng = np.random.default_rng(seed)
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    lines = [json.dumps(row | {"response": response(truths[row["id"]], rng)}) for row in rows]
+    lines = []
+    for manifest in manifests:
+        truths = read_truth(manifest)
+        rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+        lines += [json.dumps(row | {"response": response(truths[row["id"]], rng)}) for row in rows]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tools.disorder import disorder
 from vqathinker_jax.data.distortions import KINDS
-from vqathinker_jax.data.frames import shuffle
 from vqathinker_jax.data.synthetic import Truth
 from vqathinker_jax.model.vlm import VLM, normalise
 
@@ -67,14 +67,6 @@ def look_at(model: VLM, frames_NFYXC: np.ndarray, truths: Sequence[Truth], seed:
     out_of_order_MK[:, SEEN.index("shuffle")] = 1
     times_MK = np.concatenate([amounts_NK * in_time_K, out_of_order_MK])
     return Clips(frames_NFYXC, amounts_NK * ~in_time_K, np.concatenate(motion), times_MK)
-
-
-def disorder(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """An order [F] that runs neither forwards nor backwards."""
-    while True:
-        order_F = shuffle(frames, rng).order_F
-        if not np.isin(np.abs(np.diff(order_F)), 1).all():
-            return order_F
 
 
 def learn_to_see(model: VLM, clips: Clips, *, steps: int, batch: int, rate: float, seed: int) -> list[float]:

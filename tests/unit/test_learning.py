@@ -20,15 +20,18 @@ from configs.learn_tiny import config
 from convert.load import open_config, open_model
 from tools import see
 from tools.curves import PANELS, write_figures
+from tools.disorder import disorder, moves, orderly, strength, write_copies
 from tools.learn import ABLATIONS, DEAF, RECIPES, TOOK, Options, _write_deaf, main, write_results
 from tools.measure import UNRATED, read
 from tools.responses import COARSE, SLOTS, response, write_lessons
-from tools.see import SEEN, _amount, disorder
+from tools.see import SEEN, _amount
 from tools.summary import CONTROL, STAGES, effort
 from tools.tiny_model import fresh, settings, write_weights, write_words
 from tools.tiny_motion import measure_change
 from vqathinker_jax.data.distortions import KINDS, Distortion
-from vqathinker_jax.data.synthetic import SyntheticConfig, Truth, plan
+from vqathinker_jax.data.manifest import read_training
+from vqathinker_jax.data.synthetic import SyntheticConfig, Truth, plan, read_truth, write_set
+from vqathinker_jax.data.video import read_clip
 from vqathinker_jax.model.config import ViewConfig, parse_config
 from vqathinker_jax.model.motion import SlowFast
 from vqathinker_jax.model.vlm import VLM, normalise
@@ -70,12 +73,16 @@ def test_taught_ratings_know_nothing_of_the_truth():
 
 
 def test_lessons_are_the_manifests_lines_with_a_response(tmp_path: Path):
-    row = {"id": "train/000000.mp4", "image": ["train/000000.mp4"]}
-    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
-    write_lessons(tmp_path / "train.jsonl", {row["id"]: truth()}, tmp_path / "lessons.jsonl", seed=0)
-    (lesson,) = map(json.loads, (tmp_path / "lessons.jsonl").read_text().splitlines())
-    assert lesson.pop("response").startswith("<think>Detail fine.")
-    assert lesson == row
+    rows = [{"id": each.id, "truth": asdict(each)} for each in (truth(), truth(Distortion("shuffle", 1.0)))]
+    manifests = [tmp_path / "orderly.jsonl", tmp_path / "others.jsonl"]
+    for manifest, row in zip(manifests, rows, strict=True):
+        manifest.write_text(json.dumps(row) + "\n")
+    write_lessons(manifests, tmp_path / "lessons.jsonl", seed=0)
+    lessons = [json.loads(line) for line in (tmp_path / "lessons.jsonl").read_text().splitlines()]
+    orderly_, others = (lesson.pop("response") for lesson in lessons)
+    assert orderly_.startswith("<think>Detail fine.")
+    assert "Motion out of order severely." in others
+    assert [{**lesson, "truth": row["truth"]} for lesson, row in zip(lessons, rows, strict=True)] == rows
 
 
 def test_amounts_set_a_damage_that_is_just_visible_apart_from_none():
@@ -111,6 +118,34 @@ def test_disorder_is_neither_forwards_nor_backwards():
     for seed in range(50):
         steps = np.diff(disorder(6, np.random.default_rng(seed)))
         assert not (np.abs(steps) == 1).all()
+
+
+def test_copies_out_of_order_are_clips_with_their_truth(tmp_path: Path):
+    config = SyntheticConfig(train=24, in_domain=1, out_of_domain=1, size=32, frames=6)
+    truths = write_set(tmp_path, config, workers=1)["train"]
+    manifest = write_copies(tmp_path, config.frames)
+    fitting = [each for each in truths.values() if moves(each) and orderly(each)][::2]
+    copies = read_truth(manifest)
+    assert len(fitting) > 3
+    assert [Path(name).name for name in copies] == [Path(each.id).name for each in fitting]
+    (rows,) = read_training(str(manifest), str(tmp_path))
+    for each, copy, row in zip(fitting, copies.values(), rows, strict=True):
+        assert not orderly(copy)
+        assert row.mos == copy.mos < each.true_mos
+        before, after = (read_clip(tmp_path / name, config.frames, "pyav").frames_FYXC for name in (each.id, copy.id))
+        # Of two encodings of one frame, which stand far nearer than neighbours that move.
+        apart_FF = np.abs(after[:, None].astype(float) - before[None]).mean((2, 3, 4))
+        order_F = apart_FF.argmin(1)
+        assert sorted(order_F) == list(range(config.frames))
+        assert copy.distortions[-1] == Distortion("shuffle", strength(order_F))
+    written = manifest.stat().st_mtime_ns
+    assert write_copies(tmp_path, config.frames).stat().st_mtime_ns == written
+
+
+def test_the_strength_of_disorder_is_the_share_of_frames_in_other_places():
+    assert strength(np.arange(6)) == 0
+    assert strength(np.roll(np.arange(6), 1)) == 1
+    assert strength(np.array([1, 0, 2, 3, 4, 5])) == pytest.approx((2 / 6 - 0.25) / 0.75, abs=1e-3)
 
 
 @pytest.fixture(scope="module")

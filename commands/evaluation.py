@@ -50,7 +50,7 @@ def evaluate(
     from vqathinker_jax import report, summary, tables
     from vqathinker_jax.data.labels import read_choices, read_sets
     from vqathinker_jax.data.paper import read_paper
-    from vqathinker_jax.predictions import ALL, Share, check_folder, read_run
+    from vqathinker_jax.predictions import ALL, Share, check_folder, make_folder, read_run
     from vqathinker_jax.tasks import TASKS
 
     pace = evaluation.Pace(batch_size, workers)
@@ -72,6 +72,7 @@ def evaluate(
             )
         join(processes)
         part = evaluation.own_share()
+    make_folder(output)
     judge, run = (
         open_judge(model),
         evaluation.evaluate_together if together else partial(evaluation.evaluate, share=part),

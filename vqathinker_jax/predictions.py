@@ -118,15 +118,22 @@ class Predictions:
 
 
 def check_folder(folder: Path) -> None:
-    """Make `folder`, where it may take an evaluation: it is new, empty, or holds one.
+    """Nothing, where `folder` may take an evaluation: it is new, empty, or holds one.
 
-    Raises: InputError where it is a file, a folder of other things, or cannot be written to.
+    Raises: InputError where it is a file, or a folder of other things.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder to write to")
     strange = not (folder / RUN).is_file() and folder.is_dir() and any(map(_strange, folder.iterdir()))
     if strange:
         raise InputError(f"{folder}: holds other things than an evaluation; name a new or an empty folder")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written to, for to be told that it cannot once a model is loaded would be late.
+
+    Raises: InputError where it cannot.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -95,6 +95,8 @@ def test_descriptions_need_no_rating(command, videos: Path, tmp_path: Path):
         (["videos", "--compare", "videos"], "holds no predictions.jsonl"),
         (["videos", "--preset", "paper"], "none of the paper's metas"),
         (["videos/labels.csv", "--task", "choice"], "name JSON lines with video, question"),
+        (["videos", "--output", "videos/labels.csv/out"], "lies among the videos"),
+        (["videos/labels.csv", "--output", "videos/labels.csv/out"], "cannot be made (Not a directory)"),
     ],
 )
 @pytest.mark.usefixtures("videos")

@@ -88,6 +88,8 @@ def transformers(layers: int) -> Phases:
     import torch
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+    from convert.theirs import name_of_cache
+
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     vision = {
@@ -120,9 +122,11 @@ def transformers(layers: int) -> Phases:
     ids_PS = torch.tensor([prompt()])
     held: dict[str, Any] = {}
 
+    name = name_of_cache(model)
+
     def feed(**inputs: Any) -> None:
-        out = model(**inputs, past_key_values=held.get("cache"), use_cache=True, logits_to_keep=1)
-        held.update(cache=out.past_key_values, ids=out.logits[:, -1:].argmax(-1))
+        out = model(**inputs, use_cache=True, logits_to_keep=1, **{name: held.get("cache")})
+        held.update(cache=getattr(out, name), ids=out.logits[:, -1:].argmax(-1))
 
     @torch.no_grad()
     def first_token() -> None:

@@ -19,6 +19,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from benchmarks.device_sizes import Prompt, Sizes
 from benchmarks.device_timing import Machine, run, side_arguments
+from convert.theirs import name_of_cache
 
 
 class Theirs:
@@ -152,14 +153,15 @@ def _decode(sizes: Sizes, videos: int, device: torch.device) -> Callable[[], Any
     with torch.no_grad():
         # One prompt's cache for all, so that making it takes no more memory than one.
         out = model(inputs_embeds=_embedded(sizes, 1, device), use_cache=True, logits_to_keep=1)
-    cache, first = out.past_key_values, out.logits[:, -1:].argmax(-1).repeat(videos, 1)
+    name = name_of_cache(model)
+    cache, first = getattr(out, name), out.logits[:, -1:].argmax(-1).repeat(videos, 1)
     cache.batch_repeat_interleave(videos)
 
     @torch.no_grad()
     def run() -> None:
         ids = first
         for _ in range(sizes.slice):
-            ids = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+            ids = model(input_ids=ids, use_cache=True, logits_to_keep=1, **{name: cache}).logits.argmax(-1)
         cache.crop(-sizes.slice)
 
     return run

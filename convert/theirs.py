@@ -5,6 +5,7 @@ Stages have the names that `stages.py` gives ours. What has a norm also runs on 
 """
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,16 +134,22 @@ def filled(oracle: Oracle, given: Given, context: int, tokens: "torch.Tensor") -
     return hidden[None]
 
 
+def name_of_cache(model: Any) -> str:
+    """What this model calls its keys and values, when it takes them and when it gives them."""
+    # Transformers says cache from 5.24 on, and warns of the former name.
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+
 def _greedy(oracle: Oracle, task: Task, hidden: "torch.Tensor", tell: Callable[[str], object]) -> np.ndarray:
     """The first tokens of the most probable answer, int32, up to the stop token."""
     import torch
 
     ids: list[int] = []
-    cache = None
+    name, cache = name_of_cache(oracle.language), None
     with torch.no_grad():
         while len(ids) < task.tokens and task.stop not in ids:
-            out = oracle.language(inputs_embeds=hidden, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
+            out = oracle.language(inputs_embeds=hidden, use_cache=True, logits_to_keep=1, **{name: cache})
+            cache = getattr(out, name)
             ids.append(int(out.logits[0, -1].argmax()))
             tell(f"greedy token {len(ids)} of {task.tokens}")
             hidden = oracle.words(torch.tensor([ids[-1:]]))

@@ -362,4 +362,5 @@ def test_for_a_tpu_scores_stay_in_splash():
     found = case(SIZES["8B"], "prefill@1", Layout(attention="splash"))
     text = jax.jit(found.run).trace(*jax.eval_shape(found.make)).lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in text
-    assert not re.search(r"tensor<[\dx]*x\d{3,4}x5120x(f32|bf16)>", text)
+    # Keys of 128 channels stand so too, before the one query of the last layer.
+    assert not re.search(r"tensor<[\dx]*x(?!128x)\d{3,4}x5120x(f32|bf16)>", text)

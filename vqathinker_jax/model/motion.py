@@ -2,7 +2,7 @@
 
 Deviation from the reference: batch statistics stay at their pre-trained values in training too, as the paper says
 (the released code leaves BatchNorm in training mode). A 3-D convolution is computed as the 2-D one that it is once the
-frames under its temporal kernel stand side by side as channels: XLA has no fast 3-D convolution on a CPU.
+taps of its temporal kernel stand side by side as channels: XLA has no fast 3-D convolution on a CPU.
 """
 
 from typing import Any
@@ -154,20 +154,39 @@ def fuse(fusion: ConvNorm, slow_PFYXC: jax.Array, fast_PFYXC: jax.Array) -> jax.
 
 
 def convolve(x_PFYXC: jax.Array, kernel_tyxio: jax.Array, time_stride: int, spatial_stride: int) -> jax.Array:
-    """A 3-D convolution, zero-padded by half its kernel on every side, as one 2-D convolution or matrix product."""
+    """A 3-D convolution, zero-padded by half its kernel on every side, as one 2-D convolution or matrix product.
+
+    What each frame gives to its neighbours stands side by side as outputs, and is added up where it belongs: those are
+    fewer numbers than the frames that a kernel spans, as most layers narrow or shrink what they take. Where frames are
+    skipped, much of it would be made for nothing, and the frames under the kernel stand side by side as inputs.
+    """
     t, y, x, ins, outs = kernel_tyxio.shape
-    padded = jnp.pad(x_PFYXC, ((0, 0), (t // 2, t // 2), (0, 0), (0, 0), (0, 0)))
+    half = t // 2
+    if time_stride == 1:
+        kernel_yxiO = kernel_tyxio.transpose(1, 2, 3, 0, 4).reshape(y, x, ins, t * outs)
+        taps = jnp.split(_convolve_frames(x_PFYXC, kernel_yxiO, spatial_stride), t, axis=-1)
+        out_PFYXC = taps[half]
+        for away in range(1, half + 1):
+            out_PFYXC = out_PFYXC.at[:, away:].add(taps[half - away][:, :-away])
+            out_PFYXC = out_PFYXC.at[:, :-away].add(taps[half + away][:, away:])
+        return out_PFYXC
+    padded = jnp.pad(x_PFYXC, ((0, 0), (half, half), (0, 0), (0, 0), (0, 0)))
     windows = padded.shape[1] - t + 1
-    under = [padded[:, i : i + windows : time_stride] for i in range(t)]
-    x_PFYXI = under[0] if t == 1 else jnp.concatenate(under, axis=-1)
+    under_PFYXI = jnp.concatenate([padded[:, i : i + windows : time_stride] for i in range(t)], axis=-1)
     kernel_yxIo = kernel_tyxio.transpose(1, 2, 0, 3, 4).reshape(y, x, t * ins, outs)
+    return _convolve_frames(under_PFYXI, kernel_yxIo, spatial_stride)
+
+
+def _convolve_frames(x_PFYXC: jax.Array, kernel_yxio: jax.Array, stride: int) -> jax.Array:
+    """A 2-D convolution of each frame by itself, zero-padded by half its kernel."""
+    y, x = kernel_yxio.shape[:2]
     if (y, x) == (1, 1):
-        return x_PFYXI[:, :, ::spatial_stride, ::spatial_stride] @ kernel_yxIo[0, 0]
-    P, F = x_PFYXI.shape[:2]
+        return x_PFYXC[:, :, ::stride, ::stride] @ kernel_yxio[0, 0]
+    P, F = x_PFYXC.shape[:2]
     out = jax.lax.conv_general_dilated(
-        x_PFYXI.reshape(P * F, *x_PFYXI.shape[2:]),
-        kernel_yxIo,
-        (spatial_stride, spatial_stride),
+        x_PFYXC.reshape(P * F, *x_PFYXC.shape[2:]),
+        kernel_yxio,
+        (stride, stride),
         [(y // 2, y // 2), (x // 2, x // 2)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )

@@ -22,6 +22,9 @@ config = replace(
         size=224,
     ),
     steps=300,
+    reference=replace(tiny.config.reference, every=100),
+    rollout=replace(tiny.config.rollout, micro_batches=1),
+    micro_batches=1,
     optimizer=replace(tiny.config.optimizer, learning_rate=1e-4),
 )
 

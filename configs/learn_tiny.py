@@ -8,7 +8,8 @@ The rewards are the paper's but for two things: a batch is ranked as a whole, wh
 from right, and a written 3.50 counts as two decimals, without which every tenth rating is punished for its last digit.
 Training for minutes takes large steps; the KL weight is what keeps the words true and the ratings many meanwhile
 (`benchmarks/learning` has what weaker ones did), and the reference policy follows now and then, so that the weight
-keeps ratings from haste and not from where they are going.
+keeps ratings from haste and not from where they are going. A batch goes in small parts because those stay in a core's
+cache: a step takes three fifths of the time.
 """
 
 from dataclasses import replace
@@ -32,15 +33,16 @@ config = TrainConfig(
         question="scoring",
         perturb=True,
     ),
-    steps=165,
-    reference=ReferenceConfig(every=55),
-    rollout=RolloutConfig(completions=8, max_new_tokens=40, top_k=0, trailing_zeros=True),
+    steps=195,
+    reference=ReferenceConfig(every=65),
+    rollout=RolloutConfig(completions=8, max_new_tokens=40, top_k=0, micro_batches=8, trailing_zeros=True),
     rewards=RewardConfig(),
     loss=LossConfig(beta=0.2, scale_advantages=False),
     optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.98, freeze_vision=True),
     save_every=50,
     keep=1,
     samples_every=20,
+    micro_batches=16,
     remat="none",
 )
 
@@ -52,4 +54,6 @@ warm_start = replace(
     steps=1500,
     optimizer=replace(config.optimizer, beta2=0.999),
     save_every=500,
+    rollout=replace(config.rollout, micro_batches=1),
+    micro_batches=4,
 )

@@ -24,15 +24,16 @@ from vqathinker_jax.batch import rate
 from vqathinker_jax.data.frames import sample_indices
 from vqathinker_jax.data.prompt import load_tokenizer
 from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.data.view import View
 from vqathinker_jax.generate import Sampling
-from vqathinker_jax.judge import Judge, Verdict, View, check
+from vqathinker_jax.judge import Judge, Verdict, check, view_of
 from vqathinker_jax.model.language import Cache
 from vqathinker_jax.model.quantized import Weights
 from vqathinker_jax.records import Clip, InputError, VideoError
 
 GREEDY = Sampling()
 
-__all__ = ["Judge", "Sampling", "Verdict", "View", "load", "score"]
+__all__ = ["Judge", "Sampling", "Verdict", "View", "load", "score", "view_of"]
 
 
 def load(
@@ -69,7 +70,7 @@ def load(
             raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}")
     folder, motion = Path(checkpoint), None if slowfast is None else Path(slowfast)
     config, tokenizer = open_config(folder, slowfast=motion), load_tokenizer(folder)
-    view = view or View.of(config)
+    view = view or view_of(config)
     check(config, tokenizer, view, sampling, seed, question)
     on_cpu = jax.default_backend() == "cpu"
     chosen = dtype if dtype != "auto" else "float32" if on_cpu else "bfloat16"
@@ -93,6 +94,8 @@ def score(judge: Judge, videos: Iterable[str | Path | np.ndarray], batch_size: i
     for number, video in enumerate(videos):
         if not isinstance(video, str | Path | np.ndarray):
             raise InputError(f"videos[{number}] is a {type(video).__name__}: give a file, or frames as one array")
+        if isinstance(video, np.ndarray) and (video.dtype != np.uint8 or video.shape[3:] != (3,) or not video.size):
+            raise InputError(f"videos[{number}]: {video.dtype} {list(video.shape)}; give uint8 RGB frames [T, Y, X, 3]")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: give at least 1")
     verdicts: dict[int, Verdict] = {}
@@ -102,7 +105,7 @@ def score(judge: Judge, videos: Iterable[str | Path | np.ndarray], batch_size: i
             name = f"videos[{number}]" if isinstance(video, np.ndarray) else str(video)
             started = time.perf_counter()
             try:
-                clip = _clip(name, video, judge.view)
+                clip = _clip(video, judge.view)
             except VideoError as fault:
                 seconds = round(time.perf_counter() - started, 3)
                 verdicts[number] = Verdict(name, judge.view.decoder, seconds, reason=str(fault))
@@ -113,10 +116,8 @@ def score(judge: Judge, videos: Iterable[str | Path | np.ndarray], batch_size: i
     return [verdicts[number] for number in range(len(videos))]
 
 
-def _clip(name: str, video: str | Path | np.ndarray, view: View) -> Clip:
+def _clip(video: str | Path | np.ndarray, view: View) -> Clip:
     if not isinstance(video, np.ndarray):
         return read_clip(video, view.frames, view.decoder)
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
-        raise InputError(f"{name}: {video.dtype} {list(video.shape)}; give uint8 RGB frames [T, Y, X, 3]")
     indices = sample_indices(len(video) - 1, view.frames)
     return Clip(video[list(indices)], indices, ())

@@ -41,10 +41,13 @@ def main() -> None:
     parser.add_argument("--tpu", action="store_true", help="compile for a TPU v5p chip, and count bytes too")
     parser.add_argument("--attention", default="splash", help="what computes it there: splash, or blocks")
     args = parser.parse_args()
+    asked = args.phases.split(",")
+    if several := [cell for cell in asked if cell.partition("@")[0] not in PHASES]:
+        parser.error(f"{', '.join(several)}: no single program; give some of {', '.join(PHASES)}")
     sizes, device = SIZES[args.model], _v5p() if args.tpu else None
     print("| cell | TFLOP | least | ratio | GB moved | least | ratio |")
     print("|---|---|---|---|---|---|---|")
-    for cell in sizes.cells(args.phases.split(",")):
+    for cell in sizes.cells(asked):
         found, floor = case(sizes, cell, Layout(remat=args.remat)), least(sizes, cell)
         share = sizes.slice if cell.startswith("decode") else 1
         flops = count_flops(found.run, *jax.eval_shape(found.make)) * found.trips / share

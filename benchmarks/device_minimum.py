@@ -57,8 +57,8 @@ def least(sizes: Sizes, cell: str) -> Work:
         "score": lambda: answered(*asked, 1, sizes.answer, held),
         "rollout": lambda: answered(*trained, sizes.drawn, sizes.completion, held),
         "log-probs": lambda: log_probs(*learned),
-        "lora": lambda: update(*learned, adapters=True, again=False),
-        "update": lambda: update(*learned, adapters=False, again=False),
+        "lora": lambda: update(*learned, adapters=True),
+        "update": lambda: update(*learned, adapters=False),
     }[phase]()
 
 
@@ -129,13 +129,11 @@ def log_probs(model: ModelConfig, prompt: Prompt, prompts: int, completions: int
     return encoded + Work(matrices + attention + head, weights)
 
 
-def update(
-    model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int, *, adapters: bool, again: bool
-) -> Work:
+def update(model: ModelConfig, prompt: Prompt, prompts: int, completions: int, tokens: int, *, adapters: bool) -> Work:
     """One step with a reference policy: log-probs under both, the gradient, and AdamW.
 
     A gradient takes two products for each of the forward pass: by what went in, and by the weight, where that moves.
-    adapters: only these move, which themselves are not counted. again: each layer is computed once more for it.
+    adapters: only these move, which themselves are not counted.
     """
     matrices, attention, head = _said(model, prompt, prompts, completions, tokens)
     seen, moved = vision(model, prompt, prompts), motion(model, prompt, prompts)
@@ -145,12 +143,12 @@ def update(
         # The reference policy has the same encoder, which says the same of the same frames.
         spoken = Work(matrices + attention + head, forward.bytes - seen.bytes - moved.bytes)
         backward = Work(matrices + 2 * attention + head, spoken.bytes)
-        return forward + spoken + backward + Work(again * (matrices + attention + head))
+        return forward + spoken + backward
     weights = seen.bytes + language.width * language.vocabulary * 2 * _SIZE + _layers(language) * _SIZE
     backward = Work(2 * (seen.flops + matrices + attention + head), weights)
     # The gradient is written and read; weights and both moments are read and written.
     step = Work(0, 8 * weights)
-    return forward * 2 + backward + step + Work(again * (seen.flops + matrices + attention + head))
+    return forward * 2 + backward + step
 
 
 def _said(

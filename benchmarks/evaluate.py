@@ -24,10 +24,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vqathinker_jax.data.feed import View, feed, look
+from vqathinker_jax.data.feed import feed, look
 from vqathinker_jax.data.frames import sample_indices
 from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.data.view import View
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.config import LanguageConfig, ModelConfig, VisionConfig
 from vqathinker_jax.places import Prompt, answers

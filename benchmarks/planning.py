@@ -1,7 +1,7 @@
 """Plans of all recipes for slices and machines, of the 8B recipe from 16 to 256 chips, and of what saves memory.
 
     python -m benchmarks.planning                    # plans what is not in benchmarks/plans yet, then writes its tables
-    python -m benchmarks.planning scaling_v5e_16x16  # plans these anew
+    python -m benchmarks.planning scaling_256        # plans these anew
     python -m benchmarks.planning --tables           # only writes the tables, benchmarks/plans/README.md
 
 Needs `pip install -e '.[plan]'`. Compiling takes minutes a plan; each is written to benchmarks/plans/NAME.json.
@@ -13,6 +13,8 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +100,16 @@ def ask(name: str) -> None:
     found = plan(
         config, RELEASED[question.model], parse_target(question.topology), Effort(quick=True, only=question.only)
     )
-    (PLANS / f"{name}.json").write_text(json.dumps(found.as_json(), indent=1) + "\n")
+    made = {"made": f"{date.today()}", "jax": version("jax"), "libtpu": version("libtpu")}
+    (PLANS / f"{name}.json").write_text(json.dumps(made | found.as_json(), indent=1) + "\n")
 
 
 def tables() -> Iterator[str]:
     """Lines of the README of all plans there are."""
     made = {name: json.loads(path.read_text()) for name in QUESTIONS if (path := PLANS / f"{name}.json").is_file()}
     yield "# Plans\n"
+    days = ", ".join(sorted({plan["made"] for plan in made.values()}))
+    yield f"Made {days}. Before 2026-11-28, prefill made all tokens of its last layer: 3.5 % more work.\n"
     yield "Written by `python -m benchmarks.planning` from the JSON files beside it; what its columns mean, and what is"
     yield "assumed, is in `docs/planning.md`. Nothing here was measured on the hardware it is about: memory is what the"
     yield "compiler says, time is the roofline of what it made, which nothing is faster than. \\* compiled quickly, so"

@@ -1,15 +1,21 @@
 """Rating whole sets of videos, and holding the ratings against labels: `evaluate`."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from commands.options import BUNDLED, DEMO_NOTICE, Model, is_demo, open_judge
+from commands.options import BUNDLED, DEMO_NOTICE, Model, chosen_sampling, chosen_view, is_demo, open_judge
 from vqathinker_jax import console
 from vqathinker_jax.processes import ALONE, Processes, join
 from vqathinker_jax.records import InputError
+
+if TYPE_CHECKING:
+    from vqathinker_jax.predictions import Row
+    from vqathinker_jax.report import Beside
+    from vqathinker_jax.summary import SetResult
 
 META_HELP = "The reference's JSON, a CSV (video,mos), training JSON lines, a YAML list of these, or a folder of videos."
 
@@ -47,10 +53,11 @@ def evaluate(
         compare: Output folder of another run over the same sets, to stand beside this one in the report.
     """
     from vqathinker_jax import evaluate as evaluation
-    from vqathinker_jax import report, summary, tables
+    from vqathinker_jax import report, summary
     from vqathinker_jax.data.labels import read_choices, read_sets
     from vqathinker_jax.data.paper import read_paper
-    from vqathinker_jax.predictions import ALL, Share, check_folder, make_folder, read_run
+    from vqathinker_jax.folder import make_folder
+    from vqathinker_jax.predictions import ALL, Share, check_folder, check_run, read_run
     from vqathinker_jax.tasks import TASKS
 
     pace = evaluation.Pace(batch_size, workers)
@@ -63,6 +70,10 @@ def evaluate(
     read = read_choices if task == "choice" else read_paper if preset == "paper" else read_sets
     sets = read(meta, videos)
     check_folder(output)
+    if resume:
+        # What a model has no part in, before it is loaded.
+        chosen = evaluation.settings(chosen_view(model), chosen_sampling(model), model.cache, model.seed, TASKS[task])
+        check_run(output, chosen, {found.name for found in sets})
     others = read_run(compare) if compare else None
     part, together = Share.parse(share), processes != ALONE
     if together:
@@ -90,17 +101,25 @@ def evaluate(
     results = summary.join(sets, rows, rated=task == "score")
     whole = part.number == 1 if together else part == ALL
     if whole:
-        figures = summary.summarise(results, made_by)
-        summary.write(output, results, figures)
         beside = None
         if compare and others is not None:
-            beside = report.Beside(compare.name, summary.join(sets, others, rated=task == "score"))
-        report.write(output / "report.html", results, figures, partial(evaluation.sheet_of, output), beside)
-        console.print_lines(tables.markdown(tables.tables(figures)))
-        print(f"wrote {output / 'report.html'}, summary.md, summary.json and predictions.csv")
+            beside = report.Beside(compare.resolve().name, summary.join(sets, others, rated=task == "score"))
+        _write_figures(output, results, made_by, beside)
     elif not together:
         print(f"share {share} is done; once all are, the same command without --share writes figures and report")
     if is_demo(model):
         print(f"({DEMO_NOTICE})")
     entries = (ALL if whole else part).take([entry for result in results for entry in result.entries])
     return int(any(entry.status != "ok" for entry in entries))
+
+
+def _write_figures(output: Path, results: "Sequence[SetResult]", made_by: "Row", beside: "Beside | None") -> None:
+    """Write a run's figures and report into its folder, and print its tables."""
+    from vqathinker_jax import evaluate as evaluation
+    from vqathinker_jax import report, summary, tables
+
+    figures = summary.summarise(results, made_by)
+    summary.write(output, results, figures)
+    report.write(output / "report.html", results, figures, partial(evaluation.sheet_of, output), beside)
+    console.print_lines(tables.markdown(tables.tables(figures)))
+    print(f"wrote {output / 'report.html'}, summary.md, summary.json and predictions.csv")

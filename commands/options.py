@@ -11,6 +11,8 @@ import tyro
 from vqathinker_jax.records import InputError
 
 if TYPE_CHECKING:
+    from vqathinker_jax.data.view import View
+    from vqathinker_jax.generate import Sampling
     from vqathinker_jax.judge import Judge
 
 DEMO = Path(__file__).parents[1] / "vqathinker_jax" / "assets"
@@ -68,16 +70,30 @@ BUNDLED = ModelOptions()
 """The bundled model, as `score` shows videos to it unless it is told otherwise."""
 
 
+def chosen_view(options: ModelOptions) -> "View":
+    """How videos are shown to the model: as it was made to see them, but for what is given."""
+    from convert.load import open_config
+    from vqathinker_jax.judge import view_of
+
+    config = open_config(options.checkpoint, slowfast=options.slowfast)
+    return view_of(config, options.frames, options.image_size, options.decoder)
+
+
+def chosen_sampling(options: ModelOptions) -> "Sampling":
+    """How the next token is chosen."""
+    from vqathinker_jax.generate import Sampling
+
+    return Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
+
+
 def open_judge(options: ModelOptions, question: str | None = None) -> "Judge":
     """Load the model that is to rate videos, or to answer `question`; progress and notices go to standard error."""
-    from convert.load import open_config
-    from vqathinker import Sampling, View, load
+    from vqathinker import load
 
     _backend()
     cache_compilations()
     if is_demo(options):
         print(DEMO_NOTICE, file=sys.stderr)
-    config = open_config(options.checkpoint, slowfast=options.slowfast)
     return load(
         options.checkpoint,
         slowfast=options.slowfast,
@@ -85,8 +101,8 @@ def open_judge(options: ModelOptions, question: str | None = None) -> "Judge":
         weights=options.weights,
         cache=options.cache,
         attention=options.attention,
-        view=View.of(config, options.frames, options.image_size, options.decoder),
-        sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p),
+        view=chosen_view(options),
+        sampling=chosen_sampling(options),
         seed=options.seed,
         question=question,
         progress=True,

@@ -112,11 +112,12 @@ def _score_windows(
     """Rate each video's windows; returns the exit status."""
     from vqathinker_jax import timeline
     from vqathinker_jax.data.windows import Span
+    from vqathinker_jax.folder import make_folder
 
     if model.decoder != "pyav":
         raise InputError(f"--decoder {model.decoder} cannot read windows; use pyav")
     span, failed = Span(window, stride), False
-    timeline.make_folder(curves)  # now, for to be told so when a film is rated would be late
+    make_folder(curves)  # now: a fault should be told before a film is rated
     judge = open_judge(model)
     for name, video in zip(timeline.names(videos), videos, strict=True):
         try:
@@ -127,16 +128,16 @@ def _score_windows(
                     count(len(moments), None, "windows")
         except VideoError as fault:
             if as_json:
-                console.print_row({"video": str(video), "status": "failed", "reason": str(fault)})
+                console.print_row(timeline.told(video, span, [], str(fault)))
             else:
                 console.print_error(fault)
             failed = True
             continue
-        told = timeline.write(curves, name, video, span, moments)
-        failed |= told["status"] == "failed"
+        film = timeline.write(curves, name, video, span, moments)
+        failed |= film["status"] == "failed"
         if as_json:
-            console.print_row(told)
+            console.print_row(film)
         else:
-            console.print_lines(timeline.describe(told))
+            console.print_lines(timeline.describe(film))
             print(f"wrote {curves / name}.json and .png")
     return int(failed)

@@ -1,5 +1,6 @@
 """Training, what it would take, and videos to train on: `train`, `plan` and `synthesize`."""
 
+import os
 import runpy
 import traceback
 from pathlib import Path
@@ -9,6 +10,7 @@ import tyro
 
 from commands.options import AsJson, Flag, cache_compilations
 from vqathinker_jax import console
+from vqathinker_jax.hardware import SHARE_OF_GPU
 from vqathinker_jax.processes import ALONE, Processes, is_first, join
 from vqathinker_jax.records import InputError
 
@@ -26,6 +28,8 @@ def train(
     recipe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECIPE.py")],
 ) -> int:
     """Teach a model by GRPO from score labels alone; the same command again goes on where it was stopped or killed.
+
+    A recipe whose stage is sft teaches it to say given responses instead.
 
     For example:
       python run.py train configs/tiny_cpu.py
@@ -53,9 +57,11 @@ def train_by(recipe: Path, overrides: list[str]) -> int:
     ) -> int:
         from convert.load import open_config, open_model
 
+        if not os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION"):
+            os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(SHARE_OF_GPU))
         checkpoint, slowfast = Path(config.checkpoint), Path(config.slowfast) if config.slowfast else None
 
-        def start(dtype: "DTypeLike", mesh: "Mesh") -> "VLM":
+        def start(dtype: "DTypeLike | None", mesh: "Mesh") -> "VLM":
             return open_model(checkpoint, dtype=dtype, slowfast=slowfast, mesh=mesh, progress=is_first())
 
         cache_compilations()
@@ -63,7 +69,11 @@ def train_by(recipe: Path, overrides: list[str]) -> int:
         with console.training(str(run_dir), shown=is_first()) as display:
             trained = run(config, run_dir, open_config(checkpoint, slowfast=slowfast), start, display)
         if is_first():
-            print(f"wrote {trained}" if trained else f"stopped; {run_dir} holds what the same command needs to go on")
+            print(
+                f"wrote {trained}"
+                if trained
+                else f"stopped and saved in {run_dir}; run the same command again to go on"
+            )
         return 0
 
     try:
@@ -93,20 +103,23 @@ def plan(
 
     Args:
         recipe: Python file that defines `config`, a TrainConfig.
-        devices: So many of the kind of device that is here, in place of a topology.
+        devices: Plan for so many of the kind of device that this machine has.
         model: Plan for this InternVL3 with a motion branch; by default for the recipe's checkpoint, which is then read.
         search: Find the largest batch that fits too, which compiles again and again.
         quick: Compile programs with convolutions at the least effort: minutes where it takes a quarter of an hour.
     """
     from vqathinker_jax import plan as planning
     from vqathinker_jax.budget import table
-    from vqathinker_jax.hardware import parse_target
+    from vqathinker_jax.hardware import CHIPS, parse_target
     from vqathinker_jax.model.released import RELEASED
 
     if bool(topology) == bool(devices):
         raise InputError("plan: give either --topology, as v5e:8x8, or --devices, as 8")
     config = _read_recipe(recipe)
-    target = parse_target(topology or f"{planning.kind_here()}:{devices}")
+    kind = "" if topology else planning.kind_here()
+    if kind and CHIPS[kind].platform == "tpu":
+        raise InputError(f"--devices: a TPU slice is told by its shape; give --topology, as {kind}:4x4 or {kind}:2x2x4")
+    target = parse_target(topology or f"{kind}:{devices}")
     if model:
         dimensions = RELEASED[model]
     else:

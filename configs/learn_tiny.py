@@ -9,7 +9,7 @@ from right, and a written 3.50 counts as two decimals, without which every tenth
 Training for minutes takes large steps; the KL weight is what keeps the words true and the ratings many meanwhile
 (`benchmarks/learning` has what weaker ones did), and the reference policy follows now and then, so that the weight
 keeps ratings from haste and not from where they are going. A batch goes in small parts because those stay in a core's
-cache: a step takes three fifths of the time.
+cache (`benchmarks/learning/HISTORY.md`).
 """
 
 from dataclasses import replace

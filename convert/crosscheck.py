@@ -219,7 +219,7 @@ def fingerprint(directory: Path) -> str:
 
 
 def check_same(recording: Recording, directory: Path) -> None:
-    """Nothing, where the recording was made with this checkpoint.
+    """Check that the recording was made with this checkpoint.
 
     Raises: InputError where it was not.
     """

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class Recording:
             recording = cls(folder, task, raw["checkpoint"], stages)
             recording.spelling = raw["spelling"]
             return recording
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(f"{folder}: no recording ({error}); make one with crosscheck --save") from error
 
     def __contains__(self, stage: str) -> bool:
@@ -99,8 +100,15 @@ class Recording:
         self._stages[stage] = name
 
     def read(self, stage: str) -> np.ndarray:
-        """A stage as it was kept."""
-        return np.load(self.folder / self._stages[stage], allow_pickle=False)
+        """A stage as it was kept.
+
+        Raises: InputError where it is not whole.
+        """
+        file = self.folder / self._stages[stage]
+        try:
+            return np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{file}: cannot be read ({error}); copy the recording again") from None
 
     def finish(self) -> None:
         """Write what makes the folder a recording; until then it is none."""

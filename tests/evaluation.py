@@ -10,9 +10,10 @@ from pathlib import Path
 from convert.load import open_model
 from vqathinker_jax.data.labels import Item, read_sets
 from vqathinker_jax.data.prompt import load_tokenizer
+from vqathinker_jax.data.view import View
 from vqathinker_jax.evaluate import Pace, evaluate
 from vqathinker_jax.generate import Sampling
-from vqathinker_jax.judge import Judge, View
+from vqathinker_jax.judge import Judge
 from vqathinker_jax.tasks import Reading, Task
 
 FRAMES, SIZE = 4, 56

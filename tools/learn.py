@@ -2,8 +2,9 @@
 
 Enters: nothing. Leaves, in the folder of results: `summary.json`, `curves.json` with every step of every run, and
 figures. Synthetic videos are written; a tiny model is made for each seed, taught to see, warm-started on responses
-whose words are true and whose ratings are poor, and then trained by GRPO; each is measured on scenes that training did
-not see. The control does the same from the first seed's warm start with ratings that belong to other videos.
+whose words are true and whose ratings know nothing of the video, and then trained by GRPO; each is measured on scenes
+that training did not see. The control does the same from the first seed's warm start with ratings that belong to other
+videos.
 
 What was stopped goes on where it was. Each process has a core; what is in the folder of the work is not made again, so
 that `--ablations` can follow. The summary tells how long it took if it was done in one go.
@@ -82,17 +83,22 @@ class Options:
     grpo: int | None = None
     """Steps of GRPO; None, as the recipe says."""
 
+    def __post_init__(self):
+        for name in ("seeds", "processes", "warm_start", "grpo"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}: give 1 or more")
+
     @property
     def first(self) -> TrainConfig:
         """The supervised stage."""
         recipe = RECIPES[self.recipe][2].warm_start
-        return replace(recipe, steps=self.warm_start or recipe.steps)
+        return replace(recipe, steps=recipe.steps if self.warm_start is None else self.warm_start)
 
     @property
     def then(self) -> TrainConfig:
         """GRPO."""
         recipe = RECIPES[self.recipe][2].config
-        return replace(recipe, steps=self.grpo or recipe.steps)
+        return replace(recipe, steps=recipe.steps if self.grpo is None else self.grpo)
 
     @property
     def videos(self) -> Path:

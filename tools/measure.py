@@ -150,6 +150,8 @@ def temporal_pairs(
     """How often a video is rated above its copy with shuffled frames, and how often the same, over the videos with
     visible motion and no damage to it."""
     moving = [number for number, row in enumerate(rows) if moves(truths[row.id]) and orderly(truths[row.id])]
+    if not moving:
+        return dict.fromkeys(("pairs", "above", "same", "expected_above"), 0)
     chosen, frames = [rows[number] for number in moving], frames_NFYXC[moving]
     orders_NF = np.stack([disorder(frames.shape[1], np.random.default_rng(number)) for number in moving])
     straight, shuffled = rater.rate(chosen, frames), rater.rate(chosen, frames, orders_NF)

@@ -116,7 +116,7 @@ def table(found: Plan) -> list[str]:
         lines.append(f"does not fit: {found.refused}")
     lines.append(f"step by roofline {found.step_seconds:.1f} s, at {100 * found.mfu:.0f}% MFU")
     if found.largest_batch is not None:
-        lines.append(f"largest batch that fits, in as many parts: {found.largest_batch}")
+        lines.append(f"largest batch that fits, to within an eighth, in as many micro-batches: {found.largest_batch}")
     return lines
 
 

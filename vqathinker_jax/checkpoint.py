@@ -225,7 +225,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse(path: Path, lines: Sequence[str]) -> None:
-    """Nothing, where there are no faults.
+    """Check that there are no faults.
 
     Raises: CheckpointError that lists all of them.
     """

@@ -84,7 +84,7 @@ def print_reply(reply: "Reply") -> None:
     print_lines(reply.text)
     if reply.reason:
         print(f"error: {printable(reply.reason)}", file=sys.stderr)
-    notes = ["the answer is cut off; let it go on with --max-new-tokens"] if reply.cut_off else []
+    notes = ["the answer was cut off; raise --max-new-tokens"] if reply.cut_off else []
     for sentence in [*notes, *reply.health]:
         print(f"note: {printable(sentence)}", file=sys.stderr)
 

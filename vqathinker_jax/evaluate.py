@@ -18,11 +18,14 @@ import jax
 import numpy as np
 
 from vqathinker_jax.data import prompt
-from vqathinker_jax.data.feed import Seen, View, content_of, feed
+from vqathinker_jax.data.feed import Seen, content_of, feed
 from vqathinker_jax.data.labels import Item, VideoSet
+from vqathinker_jax.data.view import View
 from vqathinker_jax.expectation import Expectation, expectation
 from vqathinker_jax.fingerprint import fingerprint
+from vqathinker_jax.generate import Sampling
 from vqathinker_jax.judge import Judge, prompt_ids
+from vqathinker_jax.model.language import Cache
 from vqathinker_jax.places import Prompt, answers
 from vqathinker_jax.predictions import ALL, Predictions, Row, Share
 from vqathinker_jax.processes import exchange, is_first
@@ -74,14 +77,18 @@ class Asked(NamedTuple):
     mark: str
 
 
+def settings(view: View, sampling: Sampling, cache: Cache, seed: int, task: Task) -> Row:
+    """What every prediction depends on besides its video, its question and the checkpoint, as JSON values."""
+    made_by = {"task": task.name} | asdict(view) | asdict(sampling) | {"never": list(sampling.never)}
+    del made_by["watched"]  # which changes no prediction
+    made_by |= {"cache": cache} if cache != "full" else {}
+    return made_by | ({"seed": seed} if sampling.temperature else {})
+
+
 def identity(judge: Judge, task: Task) -> Row:
     """What every prediction depends on besides its video and its question, as JSON values."""
-    drawn = {"seed": judge.seed} if judge.sampling.temperature else {}
-    made_by = {"checkpoint": fingerprint(judge.state, judge.config, judge.tokenizer), "task": task.name}
-    made_by |= asdict(judge.view) | asdict(judge.sampling)
-    del made_by["watched"]  # which changes no prediction
-    made_by |= {"cache": judge.cache} if judge.cache != "full" else {}
-    return made_by | {"never": list(judge.sampling.never)} | drawn
+    checkpoint = fingerprint(judge.state, judge.config, judge.tokenizer)
+    return {"checkpoint": checkpoint} | settings(judge.view, judge.sampling, judge.cache, judge.seed, task)
 
 
 def evaluate(
@@ -189,8 +196,7 @@ class _Run:
     def _prompts(self, workers: int) -> Iterator[Prompt | None]:
         """Prompts about the files that can be read, as they are; the others are recorded on the way."""
         judge = self.judge
-        view = View(judge.view.frames, judge.view.image_size, judge.view.decoder)
-        files = feed([one.item.video for one in self.todo], view, workers)
+        files = feed([one.item.video for one in self.todo], judge.view, workers)
         while True:
             before = time.perf_counter()
             seen = next(files, _END)
@@ -218,6 +224,7 @@ class _Run:
         asked, progress = self.todo[seen.place], self.progress
         if seen.content is None:
             progress.absent += 1
+            self.predictions.rows.pop((asked.set, asked.item.name), None)  # of a file that was there once
         else:
             row = {"set": asked.set, "video": asked.item.name, "key": self._key(seen), **seen.content._asdict()}
             row |= self._said(asked, seen, answer)

@@ -1,8 +1,10 @@
-"""The folder of a checkpoint of any format: the small files beside the weights, and how it comes to its place whole.
+"""Folders that are written to; above all that of a checkpoint: the small files beside the weights, and how it comes to
+its place whole.
 
 A checkpoint is written beside its place and moved there when it is whole.
 """
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vqathinker_jax.checksums import CHECKSUMS
-from vqathinker_jax.records import CheckpointError
+from vqathinker_jax.records import CheckpointError, InputError
 
 BESIDE = (
     "config.json",
@@ -29,6 +31,19 @@ BESIDE = (
     "chat_template.json",
 )
 """The files that a checkpoint takes along from its source, where the source has them."""
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written to, so that one that cannot is told of before a model is loaded.
+
+    Raises: InputError where it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to; name another folder, or mend its permissions")
 
 
 def copy_beside(source: Path, target: Path) -> None:
@@ -69,7 +84,7 @@ def replacing(directory: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def check_free(directory: Path, *, force: bool) -> None:
-    """Nothing, where a checkpoint may be written to `directory`.
+    """Check that a checkpoint may be written to `directory`.
 
     Raises: CheckpointError where it is a file, a folder of other things, or a checkpoint and `force` is not set.
     """

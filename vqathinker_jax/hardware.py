@@ -26,15 +26,16 @@ class Chip:
 
 
 GIB = 2**30
+SHARE_OF_GPU = 0.92
 CHIPS = {
     # What XLA leaves to programs is a quarter of a GiB less than the sheet says.
     "v4": Chip("tpu", int(31.75 * GIB), 275e12, 1228e9, 2 * 45e9),
     "v5e": Chip("tpu", int(15.75 * GIB), 197e12, 819e9, 2 * 45e9),
     "v5p": Chip("tpu", int(94.75 * GIB), 459e12, 2765e9, 2 * 90e9),
     "v6e": Chip("tpu", int(31.25 * GIB), 918e12, 1640e9, 2 * 90e9),
-    # The share of memory that JAX takes by default is three quarters; recipes set XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
-    "h100": Chip("gpu", int(0.92 * 80e9), 989e12, 3350e9, 450e9),
-    "h200": Chip("gpu", int(0.92 * 141e9), 989e12, 4800e9, 450e9),
+    # Of a GPU's memory `train` lets JAX take `SHARE_OF_GPU`; JAX by itself would take three quarters.
+    "h100": Chip("gpu", int(SHARE_OF_GPU * 80e9), 989e12, 3350e9, 450e9),
+    "h200": Chip("gpu", int(SHARE_OF_GPU * 141e9), 989e12, 4800e9, 450e9),
     # Nominal speeds: what a plan for this machine is good for is its memory.
     "cpu": Chip("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1e11, 2e10, 1e10),
 }

@@ -17,10 +17,12 @@ from flax import nnx
 
 from vqathinker_jax.data import prompt
 from vqathinker_jax.data.frames import resize
-from vqathinker_jax.data.video import check_decoder, read_clip
+from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.data.view import View
 from vqathinker_jax.expectation import digit_tokens, expectation
 from vqathinker_jax.generate import Sampling, encode, generate
-from vqathinker_jax.model.config import ModelConfig, ViewConfig
+from vqathinker_jax.model.config import ModelConfig
+from vqathinker_jax.model.language import Cache
 from vqathinker_jax.model.vlm import VLM
 from vqathinker_jax.parse import parse_score
 from vqathinker_jax.places import Written
@@ -28,33 +30,6 @@ from vqathinker_jax.records import Answer, Clip, InputError, VideoError
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
-
-
-@dataclass(frozen=True)
-class View:
-    """How much of a video the model sees: the reference scores 12 frames of 560 x 560 pixels."""
-
-    frames: int = ViewConfig.frames
-    image_size: int = ViewConfig.image_size
-    decoder: str = "pyav"
-
-    def __post_init__(self):
-        if self.frames < 1:
-            raise InputError(f"frames is {self.frames}: at least one is needed")
-        check_decoder(self.decoder)
-
-    @classmethod
-    def of(
-        cls, config: ModelConfig, frames: int | None = None, image_size: int | None = None, decoder: str = "pyav"
-    ) -> "View":
-        """What a model was made to see, but for what is given.
-
-        Raises: InputError where there is no such view.
-        """
-        own = config.view
-        return cls(
-            own.frames if frames is None else frames, own.image_size if image_size is None else image_size, decoder
-        )
 
 
 @dataclass(frozen=True)
@@ -107,6 +82,17 @@ class Reply(Seen):
     cut_off: bool = False
 
 
+def view_of(
+    config: ModelConfig, frames: int | None = None, image_size: int | None = None, decoder: str = "pyav"
+) -> View:
+    """What a model was made to see, but for what is given: else the reference's 12 frames of 560 x 560 pixels.
+
+    Raises: InputError where there is no such view.
+    """
+    own = config.view
+    return View(own.frames if frames is None else frames, own.image_size if image_size is None else image_size, decoder)
+
+
 def check(
     config: ModelConfig,
     tokenizer: "Qwen2Tokenizer",
@@ -115,7 +101,7 @@ def check(
     seed: int = 0,
     question: str | None = None,
 ) -> None:
-    """Nothing, where a model of these dimensions can be asked for a rating, or `question`, under these settings.
+    """Check that a model of these dimensions can be asked for a rating, or `question`, under these settings.
 
     Raises: InputError where the tokenizer is another model's, an image size, a question or the whole prompt does not
     fit, or the seed is none.
@@ -167,7 +153,7 @@ class Judge:
         check(model.config, tokenizer, view, sampling, seed)
         self.graph, self.state = nnx.split(model)
         self.config = model.config
-        self.cache = model.language.cache
+        self.cache: Cache = model.language.cache
         self.tokenizer = tokenizer
         self.tokens = prompt.special_tokens(tokenizer)
         self.view = view

@@ -73,10 +73,11 @@ def optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransforma
 def trainable(config: OptimizerConfig, *, adapters: bool = False) -> Any:
     """The filter for `nnx.split` that picks the weights that move: all but SlowFast's, which are `Frozen`.
 
-    adapters: the model has them, and only they move.
+    adapters: the model has them, and only they move, and the projector of motion features, which no release brings
+    weights for.
     """
     if adapters:
-        return nnx.LoRAParam
+        return nnx.Any(nnx.LoRAParam, nnx.All(nnx.Param, lambda path, _: path[0] == "motion_projector"))
     if not config.freeze_vision:
         return nnx.Param
     return nnx.All(nnx.Param, lambda path, _: path[0] not in ("vision", "projector"))

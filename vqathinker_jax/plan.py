@@ -77,6 +77,8 @@ def kind_here() -> str:
     """
     device = jax.devices()[0]
     named = device.device_kind.lower().replace("tpu ", "").replace("v5 lite", "v5e").replace("v6 lite", "v6e")
+    # jax's own name of it.
+    named = "v5p" if named == "v5" else named
     for kind in CHIPS:
         if device.platform == kind or kind in named:
             return kind
@@ -211,7 +213,8 @@ def _memory(compiled: jax.stages.Compiled) -> Any:
 
 
 def _largest_batch(config: TrainConfig, found: Plan, compiling: dict[str, Any]) -> int:
-    """Videos a step, the parts it is taken in as they are, that still fit: doubled, then halved between; 0 for none.
+    """Videos a step, the parts it is taken in as they are, that still fit, to within an eighth: doubled, then halved
+    between; 0 for none.
 
     Memory grows with the batch in every phase, so the one that is fullest decides.
     """
@@ -234,7 +237,8 @@ def _with_batch(config: TrainConfig, size: int) -> TrainConfig:
 
 
 def bisect(fits: Callable[[int], bool], first: int) -> int:
-    """The largest whole number that fits, where all below it do; asked for `first` first; 0 for none."""
+    """The largest whole number that fits, to within an eighth, where all below it do; asked for `first` first; 0 for
+    none."""
     if fits(first):
         low, high = first, 2 * first
         while fits(high):

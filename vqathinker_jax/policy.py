@@ -24,7 +24,7 @@ from vqathinker_jax.recipe import TrainConfig
 from vqathinker_jax.sharding import Layout, layout_of, shardings
 from vqathinker_jax.step import Fixed, TrainState
 
-OpenModel = Callable[[jnp.dtype, Mesh], VLM]
+OpenModel = Callable[[jnp.dtype | None, Mesh], VLM]
 """Opens the checkpoint of a configuration with weights of this dtype, layers stacked, spread over this mesh."""
 
 
@@ -133,15 +133,16 @@ def kept(policy: Policy, config: TrainConfig) -> dict[str, Any]:
 def write_model(policy: Policy, config: TrainConfig, open_model: OpenModel, directory: Path) -> None:
     """Write the trained model, adapters merged, as a native checkpoint with the source's config and tokenizer.
 
-    Weights that did not move are the source's own: those at hand may have been rounded to the dtype of arithmetic.
+    Weights that did not move are the source's own: those at hand may have been rounded to the dtype of arithmetic, or
+    of the weights that move. Into what is narrower than these, adapters would be merged in vain.
     """
     stored, still = jnp.dtype(config.parameters), policy.fixed.still
-    moving = policy.state.moving
-    if policy.arithmetic != stored:
-        source = _adapted(open_model(stored, policy.mesh), config)
+    if policy.arithmetic != jnp.float32 or stored != jnp.float32:
+        source = _adapted(open_model(None, policy.mesh), config)
         _, _, still = nnx.split(source, _trainable(config), ...)
+        still = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, stored)), still)
         still = jax.device_put(still, shardings(still, policy.mesh))
-    model = nnx.merge(policy.graph, moving, still)
+    model = nnx.merge(policy.graph, policy.state.moving, still)
     merge(model.language.layers)
     checkpoint.save(directory, model, Path(config.checkpoint), force=True)
 

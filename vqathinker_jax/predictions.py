@@ -118,7 +118,7 @@ class Predictions:
 
 
 def check_folder(folder: Path) -> None:
-    """Nothing, where `folder` may take an evaluation: it is new, empty, or holds one.
+    """Check that `folder` may take an evaluation: it is new, empty, or holds one.
 
     Raises: InputError where it is a file, or a folder of other things.
     """
@@ -129,19 +129,6 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder}: holds other things than an evaluation; name a new or an empty folder")
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder that can be written to, for to be told that it cannot once a model is loaded would be late.
-
-    Raises: InputError where it cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written to; name another folder, or mend its permissions")
-
-
 def _strange(path: Path) -> bool:
     """Whether neither a lock nor what a killed process had begun to write."""
     return not path.name.startswith((LOCK, f".{RUN}."))
@@ -149,10 +136,11 @@ def _strange(path: Path) -> bool:
 
 def _open_rows(folder: Path, share: Share) -> dict[tuple[str, str], Row]:
     """All rows in the folder; this share's file holds its own from here on, whole, one a video, or all of the whole."""
-    own = folder / share.file
+    own, whole = folder / share.file, folder / ALL.file
     others = [path for path in sorted(folder.glob("predictions*.jsonl")) if path != own]
     rows: dict[tuple[str, str], Row] = {}
-    for path in [*others, own]:
+    # A share's rows are later than those of the whole, which takes them in and away; and a share's own are the latest.
+    for path in sorted([*others, own], key=lambda path: (path != whole, path == own)):
         rows |= read_rows(path)
     _write(own, "".join(map(_line, (rows if share.of == 1 else read_rows(own)).values())))
     if share.of == 1:
@@ -201,24 +189,31 @@ def _forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_run(folder: Path, settings: Mapping[str, Any], sets: set[str]) -> None:
+    """Check that predictions made by these settings (of a run, some or all) may stand beside those in `folder`.
+
+    Raises: InputError where the folder holds another run, or predictions for other sets too.
+    """
+    if not (folder / RUN).is_file():
+        return
+    former = _recorded(folder)
+    changes = [
+        f"{key} was {former['run'].get(key)!r} and is {value!r}"
+        for key, value in sorted(settings.items())
+        if former["run"].get(key) != value
+    ]
+    if changes:
+        changed = "; ".join(changes)
+        raise InputError(f"{folder}: holds another run ({changed}); name another folder, or give --no-resume")
+    if gone := sorted(set(former["sets"]) - sets):
+        names = ", ".join(gone)
+        raise InputError(f"{folder}: holds predictions for {names} too; name another folder, or give --no-resume")
+
+
 def _record_run(folder: Path, run: Row, sets: set[str]) -> None:
-    """Write what this run is, or hold it against what is written."""
-    former: Row = {"run": run, "sets": []}
-    if (folder / RUN).is_file():
-        former = _recorded(folder)
-        before = former["run"]
-        changes = [
-            f"{key} was {before.get(key)!r} and is {run.get(key)!r}"
-            for key in sorted(before.keys() | run.keys())
-            if before.get(key) != run.get(key)
-        ]
-        if changes:
-            changed = "; ".join(changes)
-            raise InputError(f"{folder}: holds another run ({changed}); name another folder, or give --no-resume")
-        gone = sorted(set(former["sets"]) - sets)
-        if gone:
-            names = ", ".join(gone)
-            raise InputError(f"{folder}: holds predictions for {names} too; name another folder, or give --no-resume")
+    """Write what this run is, once it is held against what is written."""
+    before = _recorded(folder)["run"] if (folder / RUN).is_file() else {}
+    check_run(folder, dict.fromkeys(before) | run, sets)
     _write(folder / RUN, json.dumps({"run": run, "sets": sorted(sets)}, indent=1) + "\n")
 
 

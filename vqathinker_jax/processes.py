@@ -19,7 +19,7 @@ class Processes:
     """The processes that make up a run: one a host, or one a GPU."""
 
     count: int = 1
-    """How many there are; 0 for those that a TPU pod, SLURM or Open MPI has started, which then say all else too."""
+    """How many there are; 0 lets JAX find those that a TPU pod, SLURM or Open MPI started, and their addresses."""
     coordinator: str = ""
     """Address of the first process and a free port there, as 10.0.0.1:8476; the same for all."""
     index: int = 0

@@ -61,9 +61,9 @@ class TrainConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     micro_batches: int = 1
-    """Parts that a batch goes through the update in; the result does not depend on it."""
+    """Parts that a batch goes through the update in; the result depends on it by rounding only."""
     remat: Remat = "layers"
-    """What the backward pass computes again rather than keeps: nothing, each layer, or blocks of its attention too."""
+    """What the backward pass computes again: nothing, all but products, layers, or blocks of attention too."""
     attention: AttentionChoice = "auto"
     """auto takes the kernel made for the device (cuDNN's, or splash on a TPU); blocks does without."""
     chunk: int = 128

@@ -63,7 +63,7 @@ class Unparsable:
 
 
 def check_divides(name: str, part: int, videos: int) -> None:
-    """Nothing, where a batch of so many videos divides into parts, or groups, of this number.
+    """Check that a batch of so many videos divides into parts, or groups, of this number.
 
     Raises: InputError with the numbers that would do.
     """

@@ -9,7 +9,7 @@ Deviation from the reference: tokens that open, fill or close a slot for a pictu
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -114,14 +114,14 @@ class Prompts:
         self._length = prompt.pad_left(list(self._ids.values()), self.special.pad)[0].shape[1]
 
     def check_room(self, new_tokens: int, positions: int) -> None:
-        """Nothing, where prompts and so many new tokens fit the model's positions.
+        """Check that prompts and so many new tokens fit the model's positions.
 
         Raises: InputError with what would.
         """
         longest = max(len(ids) for ids in self._ids.values())
         if longest + new_tokens > positions:
             raise InputError(
-                f"a prompt of {longest} tokens and {new_tokens} new ones pass the model's {positions} positions: "
+                f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's {positions} positions: "
                 "use fewer or smaller frames, or fewer new tokens"
             )
 
@@ -165,12 +165,11 @@ def roll_out(
     key: jax.Array,
     seeds: Sequence[int] = (),
     clock: Clock,
-    progress: Callable[[int], None] = lambda written: None,
 ) -> Drawn:
     """Draw and read completions of a batch under the policy's weights. The rollout's sight is whole.
 
     key: seeds the draws. seeds: of what stands in for unreadable numbers, with `random_fallback` only. clock: gains the
-    seconds of encode, rollout and reward. progress: told the number of tokens written so far.
+    seconds of encode, rollout and reward.
     """
     parts = config.micro_batches
     ids_PS, mask_PS = prompts.of(batch.rows)
@@ -199,7 +198,6 @@ def roll_out(
                     pad_id=prompts.special.pad,
                     sampling=config.sampling(prompts.never),
                     key=keys_QG.reshape(-1, config.completions),
-                    progress=progress,
                 )
             )
     with clock("reward"):

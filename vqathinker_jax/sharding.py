@@ -218,11 +218,22 @@ def make_mesh(config: MeshConfig, devices: int | Sequence[jax.Device] | None = N
             "the product of the sizes must be that, or divide it where one is -1"
         )
     shape = tuple(count // given if size == -1 else size for size in sizes.values())
-    return jax.make_mesh(shape, tuple(sizes), (AxisType.Auto,) * 3, devices=chosen)
+    placed = np.empty(count, object)
+    placed[:] = sorted(chosen, key=_place_of)
+    return Mesh(placed.reshape(shape), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def _place_of(device: Any) -> tuple[Any, ...]:
+    """What devices are ordered by: slices, then processes, so that each process brings videos that stand together.
+
+    `jax.make_mesh` would follow a TPU's torus, where a process has a square and no row.
+    """
+    own = device.coords if device.platform == "tpu" else ()
+    return getattr(device, "slice_index", 0), device.process_index, *own, device.id
 
 
 def check_spread(videos: int, parts: int, mesh: Mesh) -> None:
-    """Nothing, where a batch of so many videos, taken in so many parts, spreads evenly over the mesh.
+    """Check that a batch of so many videos, taken in so many parts, spreads evenly over the mesh.
 
     Raises: InputError with what would.
     """

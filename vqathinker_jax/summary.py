@@ -112,7 +112,9 @@ class SetResult:
             found["expected"] = {name: asdict(getattr(self.expected, name)) for name in FIGURES}
         elif self.agreement is not None and ratings:
             known = sum(bool(entry.row) and entry.row.get("expected") is not None for entry in self.entries)
-            found["expected_why"] = f"{known} of {ok} ratings have an expectation, so nothing is said of these"
+            found["expected_why"] = (
+                f"only {known} of {ok} ratings have an expected value, so no figures are given for these"
+            )
         if known := published(self.name):
             found["published"] = {"srcc": known.srcc, "plcc_raw": known.plcc, "videos": known.videos}
             found["difference"] = {
@@ -164,8 +166,8 @@ def summarise(results: Sequence[SetResult], run: Mapping[str, Any]) -> dict[str,
 
 def _averages(sets: Mapping[str, Row]) -> dict[str, Any]:
     """Over the paper's two groups of sets, as far as they are here; and over all labelled sets where there are more."""
-    groups = {name: [s for s in sets if (known := published(s)) and known.domain == name] for name in (IN, OUT)}
     labelled = [name for name, found in sets.items() if "srcc" in found]
+    groups = {name: [s for s in labelled if (known := published(s)) and known.domain == name] for name in (IN, OUT)}
     groups["all"] = labelled if len(labelled) > 1 and labelled not in groups.values() else []
     return {name: _average([sets[s] for s in members], members) for name, members in groups.items() if members}
 

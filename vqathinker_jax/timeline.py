@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw
 
 from vqathinker_jax.batch import rate
 from vqathinker_jax.data.windows import Span, read_windows
+from vqathinker_jax.folder import make_folder
 from vqathinker_jax.judge import Judge, Verdict
-from vqathinker_jax.records import HIGHEST, LOWEST, Clip, InputError
+from vqathinker_jax.records import HIGHEST, LOWEST, Clip
 
 NOTE = "an extension: the paper rates whole videos, not windows"
 WORST = 3
@@ -63,14 +64,16 @@ def rate_windows(judge: Judge, video: Path, span: Span, places: int = 4) -> Iter
 
 def _moment(start_s: float, span: Span, verdict: Verdict) -> Moment:
     end_s = round(start_s + span.window_s, 4)
-    told = verdict.thinking, verdict.reason, verdict.frame_times_s, verdict.health, verdict.expected, verdict.deviation
-    return Moment(round(start_s, 4), end_s, verdict.score, *told)
+    said = verdict.thinking, verdict.reason, verdict.frame_times_s, verdict.health, verdict.expected, verdict.deviation
+    return Moment(round(start_s, 4), end_s, verdict.score, *said)
 
 
 def worst(moments: Sequence[Moment], count: int = WORST) -> list[Moment]:
-    """The lowest rated moments, none overlapping another, in the order of their ratings."""
+    """The lowest rated moments, in the order of their ratings; none overlaps another or is rated like the best."""
     found: list[Moment] = []
-    for moment in sorted((m for m in moments if m.score is not None), key=lambda m: (m.score or 0, m.start_s)):
+    best = max((m.score for m in moments if m.score is not None), default=0.0)
+    lower = [(m.score, m.start_s, m) for m in moments if m.score is not None and m.score < best]
+    for _, _, moment in sorted(lower, key=lambda row: row[:2]):
         if len(found) < count and all(moment.end_s <= m.start_s or m.end_s <= moment.start_s for m in found):
             found.append(moment)
     return found
@@ -86,26 +89,18 @@ def names(videos: Sequence[Path]) -> list[str]:
     return found
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder for curves, where it is not there.
+def told(video: Path, span: Span, moments: Sequence[Moment], fault: str | None = None) -> dict[str, Any]:
+    """A film's windows in their order, what they come to, and the first thing that went wrong, as JSON values.
 
-    Raises: InputError where it cannot be.
+    fault: why the film could not be read at all, where it could not.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: no folder for curves ({error.strerror}); name another by --curves") from None
-
-
-def write(folder: Path, name: str, video: Path, span: Span, moments: Sequence[Moment]) -> dict[str, Any]:
-    """Write `name.json` and `name.png` into a folder, which is made; returns what the former holds."""
-    moments = sorted(moments, key=lambda moment: moment.start_s)
-    make_folder(folder)
     ratings = [moment.score for moment in moments if moment.score is not None]
-    told = {
+    reasons = [moment.reason for moment in moments if moment.score is None]
+    reason = fault or next(iter(reasons), None)
+    return {
         "video": str(video),
-        "status": "failed" if any(moment.score is None for moment in moments) else "ok",
-        "reason": next((moment.reason for moment in moments if moment.score is None), None),
+        "status": "failed" if fault or reasons else "ok",
+        "reason": reason,
         "note": NOTE,
         "window_s": span.window_s,
         "stride_s": span.stride_s or span.window_s,
@@ -113,19 +108,26 @@ def write(folder: Path, name: str, video: Path, span: Span, moments: Sequence[Mo
         "worst_starts_s": [moment.start_s for moment in worst(moments)],
         "moments": [asdict(moment) for moment in moments],
     }
-    (folder / f"{name}.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write(folder: Path, name: str, video: Path, span: Span, moments: Sequence[Moment]) -> dict[str, Any]:
+    """Write `name.json` and `name.png` into a folder, which is made; returns what the former holds."""
+    moments = sorted(moments, key=lambda moment: moment.start_s)
+    make_folder(folder)
+    film = told(video, span, moments)
+    (folder / f"{name}.json").write_text(json.dumps(film, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw(moments).save(folder / f"{name}.png")
-    return told
+    return film
 
 
-def describe(told: Mapping[str, Any]) -> str:
-    """What `write` returned, for people: the mean, every window's rating, and the worst of them marked."""
-    mean = "no window could be rated" if told["mean"] is None else f"{told['mean']:.2f} of 5 on average"
-    count = len(told["moments"])
-    lines = [f"{told['video']}: {mean} over {count} window{'s' * (count != 1)} ({told['note']})"]
-    for moment in told["moments"]:
+def describe(film: Mapping[str, Any]) -> str:
+    """What `told` makes of a film, for people: the mean, every window's rating, and the worst of them marked."""
+    mean = "no window could be rated" if film["mean"] is None else f"{film['mean']:.2f} of 5 on average"
+    count = len(film["moments"])
+    lines = [f"{film['video']}: {mean} over {count} window{'s' * (count != 1)} ({film['note']})"]
+    for moment in film["moments"]:
         rating = f"failed: {moment['reason']}" if moment["score"] is None else f"{moment['score']:.2f}"
-        mark = "  <- among the worst" if moment["start_s"] in told["worst_starts_s"] else ""
+        mark = "  <- among the worst" if moment["start_s"] in film["worst_starts_s"] else ""
         lines.append(f"  {moment['start_s']:8.1f} s  {rating}{mark}")
     return "\n".join(lines)
 

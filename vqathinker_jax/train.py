@@ -103,9 +103,12 @@ def train(
             due = step % config.samples_every == 0
             told = _Told.of_all(mesh, batch, samples if due else [])
             if not metrics.pop("finite"):
-                savepoints.save(step, Savepoint(kept(policy, config), {"data": place}))
+                if config.iterations == 1:  # else an earlier one has moved the weights
+                    savepoints.save(step, Savepoint(kept(policy, config), {"data": place}))
                 savepoints.wait()
-                raise NotFiniteError(_not_finite(step, metrics, told.videos, savepoints.directory))
+                good = savepoints.latest()
+                saved = None if good is None else savepoints.directory / str(good)
+                raise NotFiniteError(_not_finite(step, metrics, told.videos, saved))
             policy = follow(policy, config, step + 1)
             metrics |= {
                 "learning_rate": float(np.asarray(falling(step * config.iterations))),
@@ -193,7 +196,7 @@ class Termination:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        os.write(2, b"stopping after this step; once more ends the run at once\n")  # print is not for signal handlers
+        os.write(2, b"stopping after this step; press Ctrl-C again to stop now\n")  # print is not for signal handlers
 
 
 class _Told(NamedTuple):
@@ -235,9 +238,10 @@ def _samples(batch: Batch, drawn: Drawn, rewards_PG: np.ndarray) -> list[dict[st
     ]
 
 
-def _not_finite(step: int, metrics: dict[str, float], videos: Sequence[str], saved: Path) -> str:
+def _not_finite(step: int, metrics: dict[str, float], videos: Sequence[str], saved: Path | None) -> str:
+    where = f"the last good weights are saved in {saved}" if saved else "nothing has been saved yet"
     return (
         f"step {step}: the loss is {metrics['loss']} and the gradient's norm {metrics['grad_norm']}; the batch: "
-        f"{', '.join(videos)}. The last good weights are saved in {saved / str(step)}; start a "
-        "new run with a smaller learning rate, or without the video that causes it"
+        f"{', '.join(videos)}; {where}. Start a new run with a smaller "
+        "learning rate, or without the video that causes it"
     )

@@ -118,8 +118,8 @@ def test_a_table_names_every_video_and_steers_no_terminal(command, checkpoint: P
         (["export", "{checkpoint}", "{checkpoint}/inside", "--format", "chat"], "lies in"),
         ([*SCORE, "--stride", "5"], "give --window too"),
         ([*SCORE, "--window", "10", "--stride", "0.001"], "every 0.001 s: less than a hundredth of its 10 s; give 0.1"),
-        ([*SCORE, "--window", "2", "--curves", __file__], "no folder for curves (File exists); name another"),
-        ([*SCORE, "--window", "2", "--curves", f"{__file__}/in"], "no folder for curves (Not a directory)"),
+        ([*SCORE, "--window", "2", "--curves", __file__], "cannot be made (File exists); name another"),
+        ([*SCORE, "--window", "2", "--curves", f"{__file__}/in"], "cannot be made (Not a directory)"),
         (["score", "clip.mp4", "--no-such-option"], "no-such-option"),
     ],
 )
@@ -147,7 +147,7 @@ def test_an_answer_to_a_question_tells_that_it_is_cut_off_and_what_is_wrong_with
     assert command(*asked) == 0
     printed, told = capsys.readouterr()
     assert printed.strip()
-    assert "note: the answer is cut off; let it go on with --max-new-tokens" in told
+    assert "note: the answer was cut off; raise --max-new-tokens" in told
     assert "note: damaged: " in told
     assert command(*asked, "--json") == 0
     row = json.loads(capsys.readouterr().out)

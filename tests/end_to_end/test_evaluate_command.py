@@ -68,6 +68,21 @@ def test_a_folder_goes_in_and_everything_comes_out(command, videos: Path, tmp_pa
     assert "0 videos: correlation needs 3" in capsys.readouterr().out
 
 
+def test_another_run_s_folder_is_refused_before_a_model_is_loaded(
+    command, videos: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    given = ["evaluate", videos, "--output", tmp_path / "out", "--workers", "0"]
+    assert command(*given) == 1
+    # A stand-in that must not be reached.
+    monkeypatch.setattr("vqathinker.load", None)
+    assert command(*given, "--temperature", "0.5") == 2
+    assert "holds another run (seed was None and is 0; temperature was 0.0 and is 0.5)" in capsys.readouterr().err
+    assert command("evaluate", videos / "labels.csv", "--output", tmp_path / "out") == 2
+    assert "holds predictions for videos too" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="not callable"):
+        command(*given)
+
+
 def test_shares_leave_the_figures_to_the_last_run(command, videos: Path, tmp_path: Path, capsys):
     for share in "1/2", "2/2":
         assert command("evaluate", videos, "--output", tmp_path / "out", "--workers", "0", "--share", share) == 1
@@ -114,6 +129,7 @@ def test_windows_draw_a_curve_for_each_video(command, videos: Path, tmp_path: Pa
     told, gone = map(json.loads, capsys.readouterr().out.splitlines())
     assert (gone["video"], gone["status"]) == (str(videos / "gone.mp4"), "failed")
     assert "no such file" in gone["reason"]
+    assert gone.keys() == told.keys()
     assert len(told["moments"]) == 3
     assert {path.name for path in (tmp_path / "curves").iterdir()} == {"2.mp4.json", "2.mp4.png"}
     for window in "0", "inf", "nan":

@@ -51,6 +51,8 @@ def test_verdicts_come_in_order_and_are_those_of_score(judge: vqathinker.Judge, 
         alone = judge.score(video)
         assert replace(verdict, seconds=0) == replace(alone, seconds=0)
     assert "no such file" in str(found[-1].reason)
+    (endless,) = vqathinker.score(judge, ["long" * 100 + ".mp4"])
+    assert "cannot be opened (File name too long)" in str(endless.reason)
     assert len(set(texts(found))) > 1
 
 
@@ -95,8 +97,8 @@ def test_a_checkpoint_is_shown_what_it_was_made_to_see_unless_told_otherwise(
     (made / "config.json").write_text(json.dumps(raw))
     judge = vqathinker.load(made, view=given, sampling=SHORT)
     assert judge.view == (given or vqathinker.View(4, 84))
-    assert vqathinker.View.of(judge.config, image_size=56) == vqathinker.View(4, 56)
-    assert vqathinker.View.of(replace(judge.config, view=ViewConfig())) == vqathinker.View(12, 560)
+    assert vqathinker.view_of(judge.config, image_size=56) == vqathinker.View(4, 56)
+    assert vqathinker.view_of(replace(judge.config, view=ViewConfig())) == vqathinker.View(12, 560)
 
 
 def test_attention_is_the_devices_own_kernel_unless_told_otherwise(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):

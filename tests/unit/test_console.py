@@ -15,7 +15,7 @@ def test_a_reply_keeps_its_lines_and_loses_its_control_characters(capsys: pytest
     console.print_reply(Reply("clip.mp4", "pyav", 1.0, text=STEERING, health=("odd\x1b",), cut_off=True))
     printed, told = capsys.readouterr()
     assert printed.splitlines() == SHOWN
-    assert told.splitlines() == ["note: the answer is cut off; let it go on with --max-new-tokens", "note: odd\ufffd"]
+    assert told.splitlines() == ["note: the answer was cut off; raise --max-new-tokens", "note: odd\ufffd"]
 
 
 def test_names_keep_their_spaces_and_emoji():

@@ -371,8 +371,19 @@ def test_a_stage_that_only_one_side_has_is_out_of_tolerance(half: Path):
     assert (first.stage, first.note) == ("more", "the reference has no such stage")
 
 
+def first_stage(folder: Path) -> np.ndarray:
+    recording = Recording.open(folder)
+    return recording.read(next(iter(recording)))
+
+
 def test_a_recording_cut_off_is_none(half: Path, tmp_path: Path):
     shutil.copytree(half, tmp_path / "half")
     (tmp_path / "half" / "run.json").unlink()
     with pytest.raises(InputError, match="no recording"):
         Recording.open(tmp_path / "half")
+    for name in ("input.npz", "00000.npy"):
+        shutil.copytree(half, tmp_path / name)
+        whole = (tmp_path / name / name).read_bytes()
+        (tmp_path / name / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match=name):
+            first_stage(tmp_path / name)

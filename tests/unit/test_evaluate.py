@@ -145,6 +145,11 @@ def test_an_absent_file_has_no_row_and_is_tried_again(judge: Judge, labels: Path
     shutil.copy(labels.parent / "5.mp4", folder / "gone.mp4")
     assert finish(judge, folder / "labels.csv", tmp_path / "out").total == 1
     assert rows_of(tmp_path / "out").keys() == {"4.mp4", "gone.mp4"}
+    # One that was rated and is there no more is absent too.
+    (folder / "4.mp4").unlink()
+    assert finish(judge, folder / "labels.csv", tmp_path / "out").absent == 1
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["sets"]["labels"]
+    assert (found["coverage"], found["absent"]) == ("1 of 2", ["4.mp4"])
 
 
 def test_equal_files_are_answered_once(judge: Judge, labels: Path, tmp_path: Path):

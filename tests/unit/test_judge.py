@@ -7,8 +7,9 @@ import pytest
 
 from tests.checkpoints import TOKENIZER, settings
 from vqathinker_jax.data import prompt
+from vqathinker_jax.data.view import View
 from vqathinker_jax.generate import Sampling
-from vqathinker_jax.judge import View, check, prompt_ids
+from vqathinker_jax.judge import check, prompt_ids
 from vqathinker_jax.model.config import ModelConfig, parse_config
 from vqathinker_jax.records import InputError
 
@@ -68,4 +69,4 @@ def test_frames_too_small_for_the_motion_branch_are_refused_where_there_is_one(t
 
 def test_an_unknown_decoder_is_refused_at_once():
     with pytest.raises(InputError, match="'ffmpeg' is unknown; choose one of pyav, decord"):
-        View(decoder="ffmpeg")
+        View(4, 56, decoder="ffmpeg")

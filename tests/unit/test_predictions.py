@@ -165,6 +165,12 @@ def test_hosts_work_side_by_side_and_are_merged(tmp_path: Path):
         merged.add(row("d"))
     assert sorted(found["video"] for found in lines(tmp_path)) == ["a", "b", "c", "d"]
     assert [path.name for path in tmp_path.glob("predictions*")] == ["predictions.jsonl"]
+    # What a share does again is later than what the whole has.
+    with Predictions(tmp_path, RUN, SETS, share=Share(2, 2)) as second:
+        second.add(row("b") | {"text": "anew"})
+    for share in Share(2, 2), Share(1, 2), Share():
+        with Predictions(tmp_path, RUN, SETS, share=share) as opened:
+            assert opened.rows["one", "b"] == row("b") | {"text": "anew"}, share
 
 
 def test_shares_are_written_as_which_of_how_many():

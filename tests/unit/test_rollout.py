@@ -13,8 +13,9 @@ from tests.models import MOVING, tiny_frames, tiny_model
 from vqathinker_jax.data.manifest import Row
 from vqathinker_jax.data.pipeline import Batch
 from vqathinker_jax.data.prompt import load_tokenizer, slot_tokens
+from vqathinker_jax.data.view import View
 from vqathinker_jax.generate import Sampling
-from vqathinker_jax.judge import View, prompt_ids
+from vqathinker_jax.judge import prompt_ids
 from vqathinker_jax.parse import parse_rollout
 from vqathinker_jax.records import InputError
 from vqathinker_jax.rollout import Clock, Drawn, Prompts, RolloutConfig, _ratings, _room, roll_out
@@ -63,7 +64,7 @@ def test_prompts_of_unequal_questions_have_one_length(prompts: Prompts):
 
 def test_prompts_that_leave_no_room_are_refused(prompts: Prompts):
     prompts.check_room(8, 2000)
-    with pytest.raises(InputError, match=r"and 8 new ones pass the model's 100 positions: use fewer"):
+    with pytest.raises(InputError, match=r"and 8 new ones exceed the model's 100 positions: use fewer"):
         prompts.check_room(8, 100)
 
 

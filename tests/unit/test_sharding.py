@@ -15,7 +15,7 @@ from tests.devices import run_on_devices
 from tests.models import MOVING, tiny_model
 from vqathinker_jax.model.config import ModelConfig
 from vqathinker_jax.records import InputError
-from vqathinker_jax.sharding import check_spread, placement, shardings, share_of_videos, specification
+from vqathinker_jax.sharding import _place_of, check_spread, placement, shardings, share_of_videos, specification
 from vqathinker_jax.skeleton import abstract_model
 
 MESH = AbstractMesh((2, 2), ("fsdp", "tensor"))
@@ -107,6 +107,36 @@ def test_each_process_brings_its_share_of_the_videos(
 def test_a_mesh_that_scatters_a_process_is_refused(processes: list[int]):
     with pytest.raises(InputError, match="its own share of the videos: choose tensor"):
         share_of_videos(cast(Mesh, mesh_of(processes, (1, 4, 1))))
+
+
+class Tpu(NamedTuple):
+    """As much of a TPU as its place in a mesh depends on."""
+
+    id: int
+    process_index: int
+    coords: tuple[int, ...]
+    slice_index: int = 0
+    platform: str = "tpu"
+
+
+@pytest.mark.parametrize(("slices", "side", "tensor"), [(1, 8, 1), (1, 4, 2), (1, 4, 4), (1, 4, 8), (2, 4, 1)])
+def test_hosts_of_a_tpu_slice_each_bring_videos_that_stand_together(slices: int, side: int, tensor: int):
+    # A host has a square of 2 x 2 chips; ids go along the torus's rows, as libtpu gives them.
+    grid = [(slice_, y, x) for slice_ in range(slices) for y in range(side) for x in range(side)]
+    hosts = [slice_ * side**2 // 4 + y // 2 * (side // 2) + x // 2 for slice_, y, x in grid]
+    chips = [
+        Tpu(number, host, (x, y, 0), slice_)
+        for number, ((slice_, y, x), host) in enumerate(zip(grid, hosts, strict=True))
+    ]
+    rows = np.empty(len(chips), object)
+    rows[:] = sorted(chips, key=_place_of)
+    mesh = SimpleNamespace(
+        devices=rows.reshape(1, -1, tensor), shape={"data": 1, "fsdp": len(chips) // tensor, "tensor": tensor}
+    )
+    assert share_of_videos(cast(Mesh, mesh)) == (0, len(chips) // max(tensor, 4))
+    assert [chip.slice_index for chip in rows] == sorted(chip.slice_index for chip in rows)
+    # Those that share a tensor stand beside each other.
+    assert {abs(a.coords[0] - b.coords[0]) + abs(a.coords[1] - b.coords[1]) for a, b in rows.reshape(-1, 2)} == {1}
 
 
 SPREAD = """

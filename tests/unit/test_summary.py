@@ -74,7 +74,7 @@ def test_expectations_of_some_ratings_only_are_held_against_nothing():
     assert result.expected is None
     made = summary.summarise([result], {})
     assert "expected" not in made["sets"]["mine"]
-    assert "- mine: 39 of 40 ratings have an expectation" in markdown(tables(made))
+    assert "- mine: only 39 of 40 ratings have an expected value" in markdown(tables(made))
 
 
 def test_means_are_weighted_by_videos_and_stand_beside_the_published_ones():
@@ -178,6 +178,10 @@ def test_labels_are_not_held_against_descriptions():
     (result,) = summary.join([found], {("mine", "0.mp4"): row}, rated=False)
     assert "srcc" not in result.numbers()
     assert result.entries[0].fields()["mos"] == 0.0
+    # Nor do they count in the averages of the paper's sets.
+    (paper, _), (unlabelled,) = rated(PAPER[2].name, 2), [VideoSet(PAPER[3].name, (Item("a.mp4", Path("a.mp4")),))]
+    assert summary.summarise(summary.join([paper, unlabelled], {}, rated=False), {})["averages"] == {}
+    assert summary.summarise(summary.join([unlabelled], {}), {})["averages"] == {}
 
 
 def test_a_name_that_is_no_utf_8_ends_no_run(tmp_path: Path):

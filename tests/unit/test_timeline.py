@@ -10,8 +10,8 @@ import pytest
 from tests import checkpoints, clips
 from tests.evaluation import open_judge
 from vqathinker_jax import timeline
+from vqathinker_jax.data.view import View
 from vqathinker_jax.data.windows import Span
-from vqathinker_jax.judge import View
 from vqathinker_jax.records import Clip
 from vqathinker_jax.timeline import Moment, draw, rate_windows, worst, write
 
@@ -25,6 +25,8 @@ def test_the_worst_moments_do_not_overlap():
     moments = [moment(start_s, score) for start_s, score in scores.items()]
     assert [m.start_s for m in worst(moments)] == [2, 8, 0]
     assert worst([moment(0, None)]) == []
+    assert worst([moment(0, 3.0), moment(2, 3.0)]) == [], "none is worse than another"
+    assert worst([moment(0, 3.0), moment(2, 2.0)]) == [moment(2, 2.0)]
 
 
 def test_the_picture_goes_down_where_the_rating_does():

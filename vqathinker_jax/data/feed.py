@@ -22,19 +22,12 @@ from PIL import Image
 
 from vqathinker_jax.data.frames import resize
 from vqathinker_jax.data.video import read_clip
+from vqathinker_jax.data.view import View
 from vqathinker_jax.data.workers import READ_AHEAD, start_worker
 from vqathinker_jax.records import Clip, InputError, VideoError
 
 PATIENCE_S = 0.005
 SHEET_COLUMNS, SHEET_SIDE = 6, 128
-
-
-class View(NamedTuple):
-    """How a video is looked at: that many frames, resized to squares of `size` pixels, read by `decoder`."""
-
-    frames: int
-    size: int
-    decoder: str
 
 
 class Content(NamedTuple):
@@ -119,7 +112,7 @@ def look(place: int, video: Path, view: View) -> Seen:
         raise
     except Exception as error:  # of one file, which must not end a run over thousands
         return Seen(place, content, fault=f"{video}: {type(error).__name__} in reading it ({error}); export it again")
-    clip = replace(clip, frames_FYXC=resize(clip.frames_FYXC, view.size))
+    clip = replace(clip, frames_FYXC=resize(clip.frames_FYXC, view.image_size))
     return Seen(place, content, clip, contact_sheet(clip.frames_FYXC))
 
 

@@ -187,7 +187,7 @@ def _table(meta: Path) -> list[tuple[int, dict[str, Any]]]:
             )
         rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"no CSV ({error}): write rows separated by commas, in UTF-8") from None
+        raise InputError(f"not valid CSV ({error}): write rows separated by commas, in UTF-8") from None
     if not rows:
         raise InputError("holds no rows: write one video a line, below the header video,mos")
     return rows
@@ -200,7 +200,7 @@ def _entries(meta: Path) -> list[dict[str, Any]]:
     try:
         entries = yaml.safe_load(text)
     except Exception as error:  # not only its own: impossible dates, odd tags and deep nesting come as Python's
-        raise InputError(f"no YAML ({' '.join(str(error).split()):.120}): write a list of sets") from None
+        raise InputError(f"not valid YAML ({' '.join(str(error).split()):.120}): write a list of sets") from None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError("holds no list of sets: write one '- meta: FILE' with 'videos: FOLDER' for each")
     return entries

@@ -216,13 +216,13 @@ def parsed(text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers of thousands of digits; deep nesting
-        raise InputError(f"no JSON ({error}): write one object in UTF-8") from None
+        raise InputError(f"not valid JSON ({error}): write one object in UTF-8") from None
     return _object(value)
 
 
 def _object(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"holds a {type(value).__name__} where an object is due: write {{…}}")
+        raise InputError(f"expected a JSON object {{…}}, found a {type(value).__name__}")
     return value
 
 

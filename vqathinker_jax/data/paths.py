@@ -42,9 +42,12 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 
 def _files(pattern: str) -> list[Path]:
     path = Path(pattern)
-    if path.is_dir():
-        return _below(path)
-    if path.exists() or not has_magic(pattern):
+    try:
+        if path.is_dir():
+            return _below(path)
+        if path.exists() or not has_magic(pattern):
+            return [path]
+    except OSError:  # a name too long, a folder that may not be entered: whoever reads the file says so
         return [path]
     matches = [Path(match) for match in sorted(glob(pattern, recursive=True))]
     return [file for match in matches for file in (_below(match) if match.is_dir() else [match])]

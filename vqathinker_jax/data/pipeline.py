@@ -25,7 +25,7 @@ from absl import flags
 from vqathinker_jax.data.frames import Perturbation, perturb, resize
 from vqathinker_jax.data.manifest import Row, read_training, split_absent
 from vqathinker_jax.data.order import Kind, ordered
-from vqathinker_jax.data.video import READERS, read_clip
+from vqathinker_jax.data.video import READERS, check_decoder, read_clip
 from vqathinker_jax.data.workers import READ_AHEAD, check_shared_memory, start_worker
 from vqathinker_jax.records import HIGHEST, LOWEST, InputError, VideoError
 
@@ -43,7 +43,7 @@ class DataConfig:
     folders: str
     """For each manifest the folder of its videos, joined by ':'."""
     absent: Literal["refuse", "leave_out"] = "refuse"
-    """What a video that does not exist does: stop the run before it starts, or go missing with a line in the log."""
+    """For a video that does not exist: refuse stops before training, leave_out goes on without it and logs it."""
     weights: tuple[float, ...] = ()
     """Each manifest's share of an epoch, which ends when one has no more rows; without, an epoch holds all rows."""
     batch_size: int = 32
@@ -119,8 +119,9 @@ def load_rows(config: DataConfig) -> list[tuple[Row, ...]]:
     """Return the checked rows of a config's manifests, one tuple a manifest.
 
     Raises:
-        InputError: the report of every fault in them.
+        InputError: the report of every fault in them; or the decoder is not installed.
     """
+    check_decoder(config.decoder)
     require = config.absent == "refuse"
     sets = read_training(config.manifests, config.folders, require_files=require)
     for rows in sets:

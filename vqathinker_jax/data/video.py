@@ -44,22 +44,22 @@ def read_clip(path: str | Path, frames: int, decoder: str = "pyav") -> Clip:
 
 
 def check_file(path: Path) -> None:
-    """Nothing, where the path is a file that may hold a video or a picture.
+    """Check that the path is a file that may hold a video or a picture.
 
     Raises:
         VideoError: it is none, cannot be opened, is empty, or holds text.
     """
-    if path.is_dir():
-        raise VideoError(f"{path}: a folder, not a video; name the files in it")
-    if not path.exists():
-        raise VideoError(f"{path}: {'a link to nowhere' if path.is_symlink() else 'no such file'}; check the path")
-    if not path.is_file():
-        raise VideoError(f"{path}: no ordinary file but a pipe or device; name a video file")
     try:
+        if path.is_dir():
+            raise VideoError(f"{path}: a folder, not a video; name the files in it")
+        if not path.exists():
+            raise VideoError(f"{path}: {'a link to nowhere' if path.is_symlink() else 'no such file'}; check the path")
+        if not path.is_file():
+            raise VideoError(f"{path}: no ordinary file but a pipe or device; name a video file")
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError as error:
-        raise VideoError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from None
+        raise VideoError(f"{path}: cannot be opened ({error.strerror}); check its name and permissions") from None
     if not head:
         raise VideoError(f"{path}: an empty file; export or download it again")
     if _is_text(head):
@@ -67,7 +67,7 @@ def check_file(path: Path) -> None:
 
 
 def check_decoder(decoder: str) -> None:
-    """Nothing, where a decoder can be used.
+    """Check that a decoder can be used.
 
     Raises:
         InputError: it is none of `READERS`, or its package is missing.

@@ -26,7 +26,7 @@ class LoraConfig:
     rank: int = 0
     """Columns of the adapters' inner side; 0 for none, when the model's own weights move."""
     alpha: float = 16.0
-    """What is learned counts alpha / rank times."""
+    """The adapters' output is scaled by alpha / rank."""
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:

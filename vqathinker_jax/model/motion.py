@@ -1,8 +1,9 @@
 """SlowFast-R50 8x8, frozen: normalised frames in, one vector of motion features a video out.
 
 Deviation from the reference: batch statistics stay at their pre-trained values in training too, as the paper says
-(the released code leaves BatchNorm in training mode). A 3-D convolution is computed as the 2-D one that it is once the
-taps of its temporal kernel stand side by side as channels: XLA has no fast 3-D convolution on a CPU.
+(the released code leaves BatchNorm in training mode). A 3-D convolution is computed as a 2-D one: what
+each frame gives to its neighbours stands side by side as channels, and is shifted and added up. XLA has no fast 3-D
+convolution on a CPU.
 """
 
 from typing import Any

@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests import clips
 from vqathinker_jax.data import feed as module
-from vqathinker_jax.data.feed import Seen, View, contact_sheet, content_of, feed, look
+from vqathinker_jax.data.feed import Seen, contact_sheet, content_of, feed, look
+from vqathinker_jax.data.view import View
 
 VIEW = View(4, 56, "pyav")
 

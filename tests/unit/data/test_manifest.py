@@ -98,10 +98,10 @@ def test_several_manifests_come_as_several_sets(tmp_path: Path, videos: Path):
 @pytest.mark.parametrize(
     ("entry", "fault"),
     [
-        (b"{", "no JSON"),
-        (b"\xff{}", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        ([1], "holds a list where an object is due"),
+        (b"{", "not valid JSON"),
+        (b"\xff{}", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        ([1], "expected a JSON object {…}, found a list"),
         (line(image=[]), 'no video: name its file as "image"'),
         (line(image=None), "no video"),
         (line(" "), "no video"),

@@ -38,6 +38,8 @@ def test_brackets_in_an_existing_name_are_no_glob(folder: Path):
 
 def test_a_missing_file_stays_for_the_reader_to_report(folder: Path):
     assert names(expand([f"{folder}/gone.mp4"])) == ["gone.mp4"]
+    endless = "long" * 100 + ".mp4"
+    assert names(expand([f"{folder}/b.mp4", endless])) == ["b.mp4", endless]
 
 
 def test_a_file_comes_once_however_it_is_spelled(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -146,7 +146,7 @@ const COLUMNS = [
   ...(data.rows.some((row) => row.chosen) ? [["chosen", "Chosen", null], ["right", "Right", null]] : []),
   ["notes", "Notes", 0],
 ].filter(([key]) => data.labelled || !["mos", "residual", "off"].includes(key))
- .filter(([key]) => data.task === "score" || !["score"].includes(key));
+ .filter(([key]) => data.task === "score" || key !== "score");
 
 const collator = new Intl.Collator(undefined, { numeric: true });
 const sortable = (row, key) => (key === "notes" ? row.health.length : row[key]) ?? null;

@@ -71,7 +71,8 @@ class Recording:
         """
         try:
             raw: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
-            with np.load(folder / "input.npz", allow_pickle=False) as arrays:
+            # Opened here, for NumPy leaves open what it finds to be no archive.
+            with (folder / "input.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 inputs = {
                     kind: Given(arrays[f"{kind}_frames_FYXC"], arrays[f"{kind}_ids_S"])
                     for kind in ("given", "small")

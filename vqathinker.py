@@ -72,9 +72,8 @@ def load(
     config, tokenizer = open_config(folder, slowfast=motion), load_tokenizer(folder)
     view = view or view_of(config)
     check(config, tokenizer, view, sampling, seed, question)
-    on_cpu = jax.default_backend() == "cpu"
-    chosen = dtype if dtype != "auto" else "float32" if on_cpu else "bfloat16"
-    model = open_model(folder, dtype=chosen, weights=weights, slowfast=motion, unrolled=on_cpu, progress=progress)
+    chosen = dtype if dtype != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = open_model(folder, dtype=chosen, weights=weights, slowfast=motion, unrolled=True, progress=progress)
     model.language.cache = cache
     if attention != "auto":
         model.lay_out(replace(model.layout, attention=attention))

@@ -51,7 +51,8 @@ def case(sizes: Sizes, cell: str, layout: Layout) -> Case:
 
 def skeleton(sizes: Sizes, layout: Layout, lora: LoraConfig = _NO_LORA, *, trained: bool = False) -> VLM:
     """The model without its numbers, told how to compute."""
-    model = with_adapters(abstract_model(sizes.model), lora)
+    # Who scores loads a model in the form that it runs in; training keeps its own.
+    model = with_adapters(abstract_model(sizes.model, unrolled=not trained), lora)
     if not trained:
         model = with_weights(model, sizes.weights)
         model.language.cache = sizes.cache
@@ -162,19 +163,20 @@ def _decode(sizes: Sizes, videos: int, layout: Layout) -> Case:
 
 
 def _score(sizes: Sizes, videos: int, layout: Layout) -> Case:
-    return _answers(sizes, sizes.scoring, videos, layout, 1, Sampling(max_new_tokens=sizes.answer))
+    return _answers(sizes, sizes.scoring, videos, skeleton(sizes, layout), Sampling(max_new_tokens=sizes.answer))
 
 
 def _rollout(sizes: Sizes, videos: int, layout: Layout) -> Case:
     sampling = Sampling(max_new_tokens=sizes.completion, temperature=1.0, top_k=50)
-    return _answers(sizes, sizes.training, videos, layout, sizes.drawn, sampling)
+    at_once = {"slice_length": sizes.completion, "completions": sizes.drawn}
+    return _answers(sizes, sizes.training, videos, skeleton(sizes, layout, trained=True), sampling, **at_once)
 
 
-def _answers(sizes: Sizes, prompt: Prompt, videos: int, layout: Layout, completions: int, sampling: Sampling) -> Case:
+def _answers(sizes: Sizes, prompt: Prompt, videos: int, model: VLM, sampling: Sampling, **how: int) -> Case:
     """Videos to completions, as `Judge` and `rollout` go."""
-    graph, abstract = nnx.split(skeleton(sizes, layout))
+    graph, abstract = nnx.split(model)
     ids_PS, mask_PS = asked(sizes, prompt, videos)
-    settings = {"context_id": sizes.context_id, "sampling": sampling, "completions": completions, **ENDING}
+    settings = {"context_id": sizes.context_id, "sampling": sampling, **how, **ENDING}
 
     def run(held: Any, _: Any) -> Any:
         state, frames_PFYXC = held

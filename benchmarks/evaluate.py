@@ -41,12 +41,12 @@ DRAWN = Sampling(max_new_tokens=256, temperature=100.0)  # so hot that all token
 
 
 def random_model(width: int, layers: int) -> tuple[nnx.GraphDef, nnx.State, ModelConfig]:
-    """A model of these dimensions in the form that runs fastest here: layers listed on a CPU, stacked elsewhere."""
+    """A model of these dimensions as a judge holds it, layers listed."""
     language = LanguageConfig(
         width=width, layers=layers, heads=width // 64, kv_heads=2, mlp=4 * width, vocabulary=VOCABULARY
     )
     config = ModelConfig(VisionConfig(width=128, layers=2, heads=4, mlp=256), language, None)
-    abstract = abstract_model(config, unrolled=jax.default_backend() == "cpu")
+    abstract = abstract_model(config, unrolled=True)
     random = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -123,6 +123,7 @@ def prefill(
 ) -> tuple[jax.Array, PromptCache]:
     """Run the prompts around encoded videos; returns float32 logits [P, V] of the first new token, and the cache."""
     model = nnx.merge(graph, state)
+    model.language.unroll()
     hidden_PSD = model.embed(ids_PS, visual_PLD, context_id)
     hidden_P1D, cache = model.language.prefill(hidden_PSD, mask_PS, only_last=True)
     return model.language.logits(hidden_P1D[:, 0]), cache

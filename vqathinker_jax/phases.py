@@ -53,8 +53,7 @@ class Phase:
 def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.dtype) -> Iterator[Phase]:
     """Encode, prefill, decode, log-probs and update, each with the batch that it sees at a time."""
 
-    def here(*array: Any, stacked: int | None = None) -> Any:
-        return _placed(mesh, *array, stacked=stacked)
+    here = partial(_placed, mesh)
 
     # Whatever a CPU stands for takes rows all at once.
     layout = replace(layout_of(mesh, config.remat, config.attention), one_by_one=False)
@@ -102,15 +101,18 @@ def phases(config: TrainConfig, model: ModelConfig, mesh: Mesh, arithmetic: jnp.
         kept,
     )
 
-    keys = here((B, K, S, H), arithmetic, "rows", "kv_heads", None, None, stacked=R)
-    prompt = PromptCache((keys, keys), mask, here((B,), jnp.int32, "rows"))
+    def caches(*shape: int) -> Any:
+        """Keys and values, layer by layer."""
+        each = here(shape, arithmetic, "rows", "kv_heads", *[None] * (len(shape) - 2))
+        return ((each, each),) * R
+
+    prompt = PromptCache(caches(B, K, S, H), mask, here((B,), jnp.int32, "rows"))
     ending = {"sampling": rolling.sampling(()), "stop_id": 0, "pad_id": 0}
     logits = here((B, model.language.vocabulary), jnp.float32, "rows", None)
     draws = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (B, G)))
     blank = jax.eval_shape(partial(begin, graph, **ending), whole, logits, draws)
-    own = here((B, K, G, C, H), arithmetic, "rows", "kv_heads", None, None, None, stacked=R)
     rows = [here(x.shape, x.dtype, "rows", *[None] * (x.ndim - 1)) for x in blank[1:-1]]
-    decoding = Decoding._make([here((), jnp.int32), *rows, (own, own)])
+    decoding = Decoding._make([here((), jnp.int32), *rows, caches(B, K, G, C, H)])
     until = jax.ShapeDtypeStruct((), jnp.int32)
     said = (whole, prompt, decoding, draws, until)
     yield Phase(
@@ -159,13 +161,10 @@ def _state(state: nnx.State, mesh: Mesh, dtype: jnp.dtype) -> nnx.State:
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), state, places)
 
 
-def _placed(
-    mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None, stacked: int | None = None
-) -> jax.ShapeDtypeStruct:
-    """An array whose axes have these places, below an axis of layers where it is `stacked`."""
-    whole = shape if stacked is None else (stacked, *shape)
-    place = NamedSharding(mesh, specification(axes, len(whole), mesh) if axes else PartitionSpec())
-    return jax.ShapeDtypeStruct(whole, jnp.dtype(dtype), sharding=place)
+def _placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
+    """An array whose axes have these places."""
+    place = NamedSharding(mesh, specification(axes, len(shape), mesh) if axes else PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
 
 
 def _rollout(here: Callable[..., jax.ShapeDtypeStruct], config: TrainConfig, P: int, S: int) -> Rollout:

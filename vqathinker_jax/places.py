@@ -5,7 +5,7 @@ one puts it into a place, one decodes all places together. Places began at diffe
 values at one common slot, which moves round a ring as long as the longest answer (`LanguageModel.decode`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -116,9 +116,6 @@ def empty(
     """Free places for answers to prompts whose caches are shaped like that of the prompt `one`."""
     model, length = nnx.merge(graph, state), sampling.max_new_tokens
 
-    def room(axis: int, x: jax.Array) -> jax.Array:
-        return jnp.zeros((*x.shape[:axis], places, *x.shape[axis + 1 :]), x.dtype)
-
     return Places(
         slot=jnp.int32(0),
         written_P=jnp.ones(places, jnp.int32),
@@ -126,7 +123,7 @@ def empty(
         ids_PC=jnp.zeros((places, length), jnp.int32),
         watched_PCW=jnp.zeros((places, length, len(sampling.watched)), jnp.float32),
         keys_P=jnp.broadcast_to(key, (places,)),
-        prompt=_by_place(room, one),
+        prompt=jax.tree.map(lambda x: jnp.zeros((places, *x.shape[1:]), x.dtype), one),
         cache=model.language.empty_cache(places, 1, length, model.dtype),
     )
 
@@ -146,16 +143,13 @@ def occupy(
     choice = choose(logits_PV[:, None], jax.random.fold_in(key, 0)[None, None], sampling)
     first = choice.ids_PG[0, 0]
 
-    def put(axis: int, all_places: jax.Array, own: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(all_places, own, place, axis)
-
     return held._replace(
         written_P=held.written_P.at[place].set(1),
         running_P=held.running_P.at[place].set((first != stop_id) & (sampling.max_new_tokens > 1)),
         ids_PC=held.ids_PC.at[place, 0].set(first),
         watched_PCW=held.watched_PCW.at[place, 0].set(choice.watched_PGW[0, 0]),
         keys_P=held.keys_P.at[place].set(key),
-        prompt=_by_place(put, held.prompt, one),
+        prompt=jax.tree.map(lambda held, own: held.at[place].set(own[0]), held.prompt, one),
     )
 
 
@@ -172,6 +166,7 @@ def advance(
 ) -> Places:
     """Choose up to `tokens` tokens in each running place; where `more` prompts wait, stop as soon as an answer ends."""
     model = nnx.merge(graph, state)
+    model.language.settle()
     C = sampling.max_new_tokens
 
     def unfinished(turn: tuple[jax.Array, Places]) -> jax.Array:
@@ -198,8 +193,3 @@ def advance(
         )
 
     return jax.lax.while_loop(unfinished, token, (jnp.int32(0), held))[1]
-
-
-def _by_place(change: Callable[..., jax.Array], *caches: PromptCache) -> PromptCache:
-    """What `change(axis of the places, *arrays)` makes of each array; before the places may stand stacked layers."""
-    return jax.tree.map(lambda *arrays: change(int(arrays[0].ndim == 5), *arrays), *caches)

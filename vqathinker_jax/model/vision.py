@@ -46,7 +46,7 @@ class VisionTower(nnx.Module):
         hidden_FLE = jnp.concatenate([first_F1E, patches_FLE + positions_LE], axis=1)
         embedded = hidden_FLE
 
-        def step(layer: "VisionLayer", hidden_FLE: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
+        def step(layer: "VisionLayer", hidden_FLE: jax.Array) -> tuple[jax.Array, jax.Array | None]:
             hidden_FLE = self.layout.rows(hidden_FLE)
             if self.layout.one_by_one:
                 hidden_FLE = jax.lax.map(lambda hidden_LE: layer(hidden_LE[None], self.layout)[0], hidden_FLE)

@@ -11,7 +11,7 @@ from benchmarks.device_phases import case
 from benchmarks.device_sizes import SIZES
 from tests.devices import run_on_devices
 from vqathinker_jax.model import attention
-from vqathinker_jax.model.attention import attend, attend_two, in_bytes
+from vqathinker_jax.model.attention import attend
 from vqathinker_jax.sharding import ONE_DEVICE, Layout
 
 B, N, K, H = 2, 6, 2, 8
@@ -154,79 +154,6 @@ def test_both_paths_agree():
     results = [attend(*inputs, path, causal=True, key_mask_BS=jnp.asarray(PADDED)) for path in paths]
     # float32 sums in another order.
     np.testing.assert_allclose(*results, atol=5e-6)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_attend_two_is_one_softmax_over_both_sets_of_keys(dtype: jnp.dtype):
-    T, S, C = 3, 7, 4
-    query_BTNH, *prompt, key_BTCKH, value_BTCKH = draw(
-        (B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, C, K, H), (B, T, C, K, H)
-    )
-    mask_BS = np.arange(S) >= np.array([[0], [3]])
-    mask_BTC = np.arange(C) < np.array([[[1], [2], [4]], [[4], [3], [1]]])
-    query_BTNH, *prompt = (jnp.asarray(x, dtype) for x in (query_BTNH, *prompt))
-    key_BTCKH, value_BTCKH = (jnp.asarray(x, dtype) for x in (key_BTCKH, value_BTCKH))
-
-    shared = tuple(x.transpose(0, 2, 1, 3) for x in prompt)
-    own = tuple(x.transpose(0, 3, 1, 2, 4) for x in (key_BTCKH, value_BTCKH))
-    seen_BTNH = attend_two(query_BTNH, (*shared, mask_BS), (*own, mask_BTC))
-    assert seen_BTNH.dtype == dtype
-
-    # Each completion as a row of its own, whose one query sees its prompt's keys and then its own.
-    alone = [
-        plain(
-            query_BTNH[:, t : t + 1].astype(jnp.float32),
-            np.concatenate([prompt[0], key_BTCKH[:, t]], axis=1, dtype=np.float32),
-            np.concatenate([prompt[1], value_BTCKH[:, t]], axis=1, dtype=np.float32),
-            np.concatenate([mask_BS, mask_BTC[:, t]], axis=1)[:, None],
-        )
-        for t in range(T)
-    ]
-    expected = np.concatenate(alone, axis=1)
-    np.testing.assert_allclose(seen_BTNH.astype(jnp.float32), expected, **TOLERANCES[dtype])
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_keys_and_values_in_bytes_are_seen_as_what_they_stand_for(dtype: jnp.dtype):
-    S, C = 40, 4
-    query_BTNH, *prompt = draw((B, 3, N, H), (B, K, S, H), (B, K, S, H))
-    own = draw((B, K, 3, C, H), (B, K, 3, C, H))
-    # As in Qwen2.5, a channel of the keys is far larger than the others: it must not cost them their steps.
-    prompt[0][..., 1] += 300
-    query_BTNH[..., 1] *= 1e-3
-    mask_BS = np.arange(S) >= np.array([[0], [3]])
-    prompt[1][1, :, :3] = 1e4  # behind the mask, where no scale is to look
-    mine = (*(jnp.asarray(x, dtype) for x in own), np.ones((B, 3, C), bool))
-    query_BTNH, *prompt = (jnp.asarray(x, dtype) for x in (query_BTNH, *prompt))
-    narrow = [in_bytes(x, mask_BS) for x in prompt]
-    wide = [jnp.asarray(each.numbers * each.scale, jnp.float32) for each in narrow]
-    for x, near, kept in zip(prompt, wide, narrow, strict=True):
-        assert kept.numbers.dtype == jnp.int8
-        off = np.abs(np.asarray(x, np.float32) - near) * mask_BS[:, None, :, None]
-        # Half a step, and what float32 makes of the largest.
-        assert (off <= kept.scale * 0.501 + 1e-5).all()
-    found = attend_two(query_BTNH, (*narrow, mask_BS), mine)
-    expected = attend_two(
-        query_BTNH.astype(jnp.float32), (*wide, mask_BS), (*(x.astype(jnp.float32) for x in mine[:2]), mine[2])
-    )
-    assert found.dtype == dtype
-    # bfloat16 rounds the query once more, with the scale in it, where scores reach 18 and values 8: that is two thirds
-    # of what is off, and 40 rounded probabilities are the rest.
-    room = {"atol": 5e-6} if dtype == jnp.float32 else {"atol": 4e-2}
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, **room)
-    exact = attend_two(query_BTNH, (*prompt, mask_BS), mine).astype(jnp.float32)
-    # Scales of a token each, all of them that channel's, would take the other channels' steps away.
-    steps = [jnp.abs(x.astype(jnp.float32)).max(-1, keepdims=True) / 127 for x in prompt]
-    coarse = [(jnp.round(x / step) * step).astype(dtype) for x, step in zip(prompt, steps, strict=True)]
-    worse = attend_two(query_BTNH, (*coarse, mask_BS), mine).astype(jnp.float32)
-    assert np.abs(found.astype(jnp.float32) - exact).mean() < 0.1 * np.abs(worse - exact).mean()
-
-
-def test_attend_two_without_any_visible_key_is_finite():
-    query_BTNH, key_BKSH, key_BKTCH = draw((B, 1, N, H), (B, K, 5, H), (B, K, 1, 2, H))
-    nothing = np.zeros((B, 5), bool), np.zeros((B, 1, 2), bool)
-    seen_BTNH = attend_two(query_BTNH, (key_BKSH, key_BKSH, nothing[0]), (key_BKTCH, key_BKTCH, nothing[1]))
-    assert np.isfinite(seen_BTNH).all()
 
 
 KERNEL = Layout(attention="cudnn")

@@ -17,7 +17,7 @@ from tests.models import CONTEXT, PAD, STOP, tiny_frames, tiny_model, tiny_promp
 from vqathinker_jax.data.prompt import pad_left
 from vqathinker_jax.generate import Sampling, encode, generate
 from vqathinker_jax.model.adapter import ADAPTED
-from vqathinker_jax.model.attention import in_bytes
+from vqathinker_jax.model.cached_attention import in_bytes
 from vqathinker_jax.model.language import Cache
 from vqathinker_jax.model.layers import Linear
 from vqathinker_jax.model.quantized import Weights, quantized

@@ -12,6 +12,6 @@ from configs.grpo_lsvq_8b import config as paper
 config = replace(
     paper,
     data=replace(paper.data, batch_size=32),
-    micro_batches=4,
-    remat="blocks",
+    micro_batches=1,  # the weights of each part are gathered anew; what one part needs is a third of the memory
+    remat="layers",
 )

@@ -15,5 +15,5 @@ config = replace(
     data=replace(paper.data, batch_size=8),
     lora=LoraConfig(rank=16),
     micro_batches=8,
-    remat="blocks",
+    remat="products",
 )

@@ -80,7 +80,7 @@ class Plan:
 
 def table(found: Plan) -> list[str]:
     """The plan as lines for people."""
-    kind = " (estimates: buffers as a CPU's compiler assigns them)" if found.estimate else ""
+    kind = ", an estimate: pip install -e '.[cuda]' brings a GPU's own compiler" if found.estimate else ""
     sizes = " × ".join(f"{name} {size}" for name, size in found.mesh.items())
     batch = f"{found.batch_size} videos a step, attention by {found.attention}"
     lines = [f"{found.target}: {found.devices} chips, {sizes}, {batch}{kind}", ""]

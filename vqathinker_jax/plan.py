@@ -1,9 +1,7 @@
 """Whether a recipe fits hardware that is not here, and how fast it would be, found by compiling it for that hardware.
 
 Enters: a recipe, a model's dimensions, a target such as v5p:4x4x4. Leaves: memory, work and time of each program of a
-step. The compiler runs in a process of its own, on a CPU: TPU slices by libtpu, which compiles for any of them; GPUs
-and CPUs on as many faked CPU devices, whose buffers are an estimate of a GPU's (a CPU holds some bfloat16 arrays as
-float32, and fuses less).
+step. The compiler (`compilers.py`) runs in a process of its own, on a CPU.
 """
 
 import math
@@ -11,10 +9,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -22,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vqathinker_jax.budget import Plan, Row
+from vqathinker_jax.compilers import check_compiler, devices, environment, options, stood_in_for
 from vqathinker_jax.flops import count_flops
 from vqathinker_jax.hardware import CHIPS, GIB, Target
 from vqathinker_jax.hlo import largest_arrays, read_work
@@ -53,12 +51,11 @@ def plan(config: TrainConfig, model: ModelConfig, target: Target, effort: Effort
     """
     if config.stage != "grpo":
         raise InputError(f"stage is {config.stage}: plans are made of GRPO steps only: name a recipe of that stage")
-    if target.chip.platform == "tpu":
-        _find_libtpu()
+    check_compiler(target)
     made = subprocess.run(
         [sys.executable, "-m", "vqathinker_jax.plan"],
         input=pickle.dumps((config, model, target, effort)),
-        env=os.environ | _environment(target),
+        env=os.environ | environment(target),
         capture_output=True,
         check=False,
     )
@@ -85,43 +82,11 @@ def kind_here() -> str:
     raise InputError(f"devices of kind {device.device_kind!r} are not planned for; give --topology, as h200:8")
 
 
-def _find_libtpu() -> None:
-    if find_spec("libtpu") is None:
-        raise InputError("plans for TPUs need libtpu, TPU or not: pip install -e '.[plan]'")
-
-
-def _environment(target: Target) -> dict[str, str]:
-    """JAX stays on the CPU, whatever is installed; libtpu asks no metadata server what it runs on."""
-    if target.chip.platform == "tpu":
-        accelerator = {"v5e": "v5litepod"}.get(target.kind, target.kind)
-        cores = target.count * (2 if target.kind in {"v4", "v5p"} else 1)
-        tpu = {"TPU_ACCELERATOR_TYPE": f"{accelerator}-{cores}", "TPU_WORKER_HOSTNAMES": "localhost"}
-        # Two plans may be made at a time: nothing of a device is held.
-        return {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", **tpu}
-    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={target.count}"}
-
-
-def _devices(target: Target) -> Sequence[Any]:
-    if target.chip.platform != "tpu":
-        return jax.devices()
-    from jax.experimental import topologies
-
-    try:
-        name = f"{target.kind}:{target.topology}"
-        # Of less than a host's four chips, libtpu must be told that the host has no more.
-        sizes = [int(size) for size in target.topology.split("x")]
-        part = {"chips_per_host_bounds": (*sizes, 1, 1)[:3]} if target.count < 4 else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **part).devices
-    except Exception as error:  # libtpu's own words, of whatever kind
-        fault = " ".join(str(error).split())[:300]
-        raise InputError(f"{target}: no such slice ({fault}): name one that Google Cloud offers") from error
-
-
 def make(config: TrainConfig, model: ModelConfig, target: Target, effort: Effort) -> Plan:
     """The plan, in this process, whose devices are the target's or stand for them."""
     on_cpu = target.chip.platform == "cpu"
     wanted = ("float32" if on_cpu else "bfloat16") if config.arithmetic == "auto" else config.arithmetic
-    mesh = make_mesh(config.mesh, list(_devices(target)))
+    mesh = make_mesh(config.mesh, list(devices(target)))
     compiling = {"model": model, "mesh": mesh, "arithmetic": jnp.dtype(wanted), "target": target, "quick": effort.quick}
     found = _compiled(config, only=effort.only, **compiling)
     if effort.search:
@@ -160,7 +125,7 @@ def _compiled(
         devices=target.count,
         mesh=dict(mesh.shape),
         batch_size=config.data.batch_size,
-        estimate=target.chip.platform == "gpu",
+        estimate=stood_in_for(target),
         rows=rows,
         step_seconds=seconds,
         mfu=useful / (seconds * target.chip.flops) if seconds else 0.0,
@@ -176,7 +141,7 @@ _PLAIN = "prefill", "decode"
 
 def _row(phase: Phase, once: Phase, target: Target, *, quick: bool) -> Row:
     jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else 0.0)
-    compiled = phase.lower().compile()
+    compiled = phase.lower().compile(options(target, convolutions=phase.name not in _PLAIN))
     memory, text, chip = _memory(compiled), compiled.as_text() or "", target.chip
     work = read_work(text, target.count, phase.trips)
     # What data ends counts once in the trace, and next to all of it is in the loop.

@@ -53,6 +53,8 @@ class Adapter(nnx.Module):
         self.up = param(nnx.LoRAParam, zeros, (*layers, config.rank, *outs), (None, *axes[len(ins) :]), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        # Else XLA makes one product of this and the matrix beside it, for which a GPU copies that at every token.
+        x = jax.lax.optimization_barrier(x)
         inner = jnp.tensordot(x, self.down[...].astype(x.dtype), self.contracted)
         return jnp.tensordot(inner, self.up[...].astype(x.dtype), 1) * self.scale
 

@@ -21,7 +21,10 @@ _INTERPRETED = False
 """Whether the kernel runs without an accelerator, for tests."""
 
 _TILE = 128
-"""Keys that the kernel takes at least; a prompt's cache is a multiple of it."""
+"""Keys that a program of the kernel takes at least; a prompt's cache is a multiple of it."""
+
+_SHORTEST = {"cudnn": _TILE, "splash": 1024}
+"""Keys of a head from which on the kernel is worth its programs, which a TPU begins one after the other."""
 
 _PROGRAMS = 256
 """Programs of a GPU's kernel, about, which keep all of it busy."""
@@ -74,17 +77,13 @@ def attend_two(
     B, T, N, H = query_BTNH.shape
     dtype, mask_BS = query_BTNH.dtype, shared[2]
     (key_BKSH, key_scale), (value_BKSH, value_scale) = (_opened(kept) for kept in shared[:2])
-    key_BKTCH, value_BKTCH, mask_BTC = own
-    K, S = key_BKSH.shape[1:3]
-    R = N // K
-    query_BKTRH = query_BTNH.reshape(B, T, K, R, H).transpose(0, 2, 1, 3, 4)
+    K = key_BKSH.shape[1]
+    query_BKTRH = query_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
     # All completions ask the same keys of a prompt.
-    asking_BKMH = (query_BKTRH.reshape(B, K, T * R, H) * key_scale).astype(dtype)
-    look = partial(_in_kernel, kind=layout.attention) if _kernel_takes(asking_BKMH, S, layout) else _in_xla
-    part = _on_each_device(look, key_BKSH.shape, layout)(asking_BKMH, key_BKSH, value_BKSH, mask_BS)
-    prompt = Part(*(x.reshape(B, K, T, R, -1) for x in part._replace(seen=part.seen * value_scale)))
-    mine = _in_xla(query_BKTRH, key_BKTCH, value_BKTCH, mask_BTC)
-    out_BTKRH = _joined(prompt, mine).transpose(0, 2, 1, 3, 4)
+    asking_BKMH = (query_BKTRH.reshape(B, K, -1, H) * key_scale).astype(dtype)
+    part = _seen(asking_BKMH, key_BKSH, value_BKSH, mask_BS, layout)
+    prompt = Part(*(x.reshape(*query_BKTRH.shape[:-1], -1) for x in part._replace(seen=part.seen * value_scale)))
+    out_BTKRH = _joined(prompt, _seen(query_BKTRH, *own, layout)).transpose(0, 2, 1, 3, 4)
     return out_BTKRH.reshape(B, T, N, H).astype(dtype)
 
 
@@ -100,8 +99,19 @@ def _joined(one: Part, other: Part) -> jax.Array:
     return (one.seen * share + other.seen * others) / (one.total * share + other.total * others)
 
 
+def _seen(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, layout: Layout) -> Part:
+    """Queries [B, K, ..., M, H] over keys and values [B, K, ..., S, H], of which the mask [B, ..., S] shows some."""
+    look = partial(_in_kernel, kind=layout.attention) if _kernel_takes(query, key, layout) else _in_xla
+    held = layout.mesh and layout.cut(key.shape, "rows", "kv_heads", *[None] * (key.ndim - 2))
+    if held is not None:
+        # Rows and heads that devices hold see nothing of each other.
+        specs = held, held, held, PartitionSpec(held[0])
+        look = jax.shard_map(look, mesh=layout.mesh, in_specs=specs, out_specs=held, check_vma=False)
+    return look(query, key, value, mask)
+
+
 def _in_xla(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> Part:
-    """Queries [B, K, ..., M, H] over keys [B, K, ..., S, H], of which the mask [B, ..., S] shows some."""
+    """`_seen` by XLA."""
     f32 = {"preferred_element_type": jnp.float32}
     dtype = query.dtype
     # Keys stand first, so that XLA on a CPU transposes the few queries and not, at every step, the whole cache.
@@ -113,57 +123,46 @@ def _in_xla(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array)
     return Part(seen, peak, weights.sum(-1, keepdims=True))
 
 
-def _kernel_takes(query_BKMH: jax.Array, S: int, layout: Layout) -> bool:
+def _kernel_takes(query: jax.Array, key: jax.Array, layout: Layout) -> bool:
     """Whether the kernel is for such arrays: whole tiles of keys, and queries that fit beside them."""
-    M, H = query_BKMH.shape[2:]
-    fits = query_BKMH.dtype == jnp.bfloat16 and H in (64, 128) and M <= 128 and S % _TILE == 0
-    return fits and layout.attention != "blocks"
+    (M, H), S = query.shape[-2:], key.shape[-2]
+    if layout.attention == "blocks":
+        return False
+    whole = S % _TILE == 0 and _SHORTEST[layout.attention] <= S
+    return whole and query.dtype == jnp.bfloat16 and H in (64, 128) and M <= 128
 
 
-def _on_each_device(look: Any, shape: tuple[int, ...], layout: Layout) -> Any:
-    """`look` at the rows and heads that each device holds, which see nothing of each other."""
-    held = layout.mesh and layout.cut(shape, "rows", "kv_heads", None, None)
-    if held is None:
-        return look
-    specs = held, held, held, PartitionSpec(held[0])
-    return jax.shard_map(look, mesh=layout.mesh, in_specs=specs, out_specs=held, check_vma=False)
-
-
-def _in_kernel(
-    query_BKMH: jax.Array, key_BKSH: jax.Array, value_BKSH: jax.Array, mask_BS: jax.Array, *, kind: Attention
-) -> Part:
-    """Queries over prompts' keys, by a kernel of which each program takes some of the keys of one head."""
-    (B, K, M, H), S = query_BKMH.shape, key_BKSH.shape[2]
+def _in_kernel(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, *, kind: Attention) -> Part:
+    """`_seen` by a kernel, of which each program takes some of the keys of one head of a row."""
+    query_BGMH, key_BGSH, value_BGSH = (x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (query, key, value))
+    (B, G, M, H), S = query_BGMH.shape, key_BGSH.shape[2]
+    bias_BT1S = jnp.where(mask, 0.0, MASKED).reshape(B, -1, 1, S)
+    T = bias_BT1S.shape[1]
     rows = max(16, pl.next_power_of_2(M))
-    padded_BKMH = jnp.pad(query_BKMH, ((0, 0), (0, 0), (0, rows - M), (0, 0)))
-    bias_B1S = jnp.where(mask_BS, 0.0, MASKED)[:, None]
-    keys, chunk = _program(S, B * K, kind)
+    keys, chunk = _program(S, B * G, kind)
     parts = S // keys
-
-    def block(*shape: int, at: Any) -> pl.BlockSpec:
-        return pl.BlockSpec((None,) * (len(at(0, 0, 0)) - len(shape)) + shape, at)
-
-    cached = block(keys, H, at=lambda b, k, x: (b, k, x, 0))
-    made = [block(rows, width, at=lambda b, k, x: (b, k, x, 0, 0)) for width in (H, 1, 1)]
+    cached = pl.BlockSpec((None, None, keys, H), lambda b, g, x: (b, g, x, 0))
+    shapes = [(B, G, parts, rows, width) for width in (H, 1, 1)]
     part = pl.pallas_call(
         partial(_look, chunk=chunk),
-        grid=(B, K, parts),
+        grid=(B, G, parts),
         in_specs=[
-            block(rows, H, at=lambda b, k, x: (b, k, 0, 0)),
+            pl.BlockSpec((None, None, rows, H), lambda b, g, x: (b, g, 0, 0)),
             cached,
             cached,
-            block(1, keys, at=lambda b, k, x: (b, 0, x)),
+            pl.BlockSpec((None, None, 1, keys), lambda b, g, x: (b, g % T, 0, x)),
         ],
-        out_specs=made,
-        out_shape=[jax.ShapeDtypeStruct((B, K, parts, rows, width), jnp.float32) for width in (H, 1, 1)],
+        out_specs=[pl.BlockSpec((None, None, None, *shape[3:]), lambda b, g, x: (b, g, x, 0, 0)) for shape in shapes],
+        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         compiler_params=_compiling(kind),
         interpret=_INTERPRETED,
         name="cached_attention",
-    )(padded_BKMH, key_BKSH, value_BKSH, bias_B1S)
-    seen_BKXMH, peak_BKXM1, total_BKXM1 = (x[:, :, :, :M] for x in part)
-    peak_BKM1 = peak_BKXM1.max(2)
-    share_BKXM1 = jnp.exp(peak_BKXM1 - peak_BKM1[:, :, None])
-    return Part((seen_BKXMH * share_BKXM1).sum(2), peak_BKM1, (total_BKXM1 * share_BKXM1).sum(2))
+    )(jnp.pad(query_BGMH, ((0, 0), (0, 0), (0, rows - M), (0, 0))), key_BGSH, value_BGSH, bias_BT1S)
+    seen_BGXMH, peak_BGXM1, total_BGXM1 = (x[:, :, :, :M] for x in part)
+    peak_BGM1 = peak_BGXM1.max(2)
+    share_BGXM1 = jnp.exp(peak_BGXM1 - peak_BGM1[:, :, None])
+    whole = Part((seen_BGXMH * share_BGXM1).sum(2), peak_BGM1, (total_BGXM1 * share_BGXM1).sum(2))
+    return Part(*(x.reshape(*query.shape[:-1], -1) for x in whole))
 
 
 def _look(query_ref: Any, key_ref: Any, value_ref: Any, bias_ref: Any, *part_refs: Any, chunk: int) -> None:
@@ -171,22 +170,25 @@ def _look(query_ref: Any, key_ref: Any, value_ref: Any, bias_ref: Any, *part_ref
     query_MH = query_ref[...]
     M, H = query_MH.shape
     over_channels, over_keys = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))
+    f32 = {"preferred_element_type": jnp.float32}
 
-    def add(number: jax.Array | int, before: Part) -> Part:
-        at = pl.ds(number * chunk, chunk)
+    def add(at: Any, bias_1S: jax.Array, before: Part) -> Part:
         key_SH, value_SH = (ref[at, :].astype(query_MH.dtype) for ref in (key_ref, value_ref))
-        f32 = {"preferred_element_type": jnp.float32}
-        scores_MS = jax.lax.dot_general(query_MH, key_SH, over_channels, **f32) * (1 / math.sqrt(H)) + bias_ref[:, at]
+        scores_MS = jax.lax.dot_general(query_MH, key_SH, over_channels, **f32) * (1 / math.sqrt(H)) + bias_1S
         peak_M1 = jnp.maximum(before.peak, scores_MS.max(1, keepdims=True))
         share_M1, weights_MS = jnp.exp(before.peak - peak_M1), jnp.exp(scores_MS - peak_M1)
         seen_MH = jax.lax.dot_general(weights_MS.astype(value_SH.dtype), value_SH, over_keys, **f32)
         total_M1 = before.total * share_M1 + weights_MS.sum(1, keepdims=True)
         return Part(before.seen * share_M1 + seen_MH, peak_M1, total_M1)
 
-    nothing = Part(
-        jnp.zeros((M, H), jnp.float32), jnp.full((M, 1), MASKED, jnp.float32), jnp.zeros((M, 1), jnp.float32)
-    )
-    part = jax.lax.fori_loop(0, key_ref.shape[0] // chunk, add, nothing)
+    def turn(number: jax.Array | int, before: Part) -> Part:
+        at = pl.ds(number * chunk, chunk)
+        bias_1S = bias_ref[:, at]
+        # Padding, and places not yet written, are not even read.
+        return jax.lax.cond(bias_1S.max() > MASKED, lambda: add(at, bias_1S, before), lambda: before)
+
+    nothing = Part(*(jnp.full((M, width), start, jnp.float32) for width, start in ((H, 0.0), (1, MASKED), (1, 0.0))))
+    part = jax.lax.fori_loop(0, key_ref.shape[0] // chunk, turn, nothing)
     for ref, x in zip(part_refs, part, strict=True):
         ref[...] = x
 

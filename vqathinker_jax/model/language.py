@@ -205,8 +205,9 @@ class LanguageModel(nnx.Module):
         S, window = prompt.mask_PS.shape[1], self.config.window
         prompt_mask_PS = prompt.mask_PS & (S + step_P1 - jnp.arange(S) < window) if window else prompt.mask_PS
 
-        def written(cache: Any, newest: Any) -> Any:
-            return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, slot, -2), cache, newest)
+        def written(cache_PKGCH: jax.Array, newest_PGKH: jax.Array) -> jax.Array:
+            newest_PKG1H = newest_PGKH.swapaxes(1, 2)[:, :, :, None]
+            return jax.lax.dynamic_update_slice_in_dim(cache_PKGCH, newest_PKG1H, slot, 3)
 
         def by_head(x_PGNH: jax.Array, heads: str) -> jax.Array:
             return self.layout.place(x_PGNH, "rows_of_copy", None, heads, "head_of_decoding", uneven=True)
@@ -219,25 +220,23 @@ class LanguageModel(nnx.Module):
                 query_PGNH = by_row(by_head(query_PGNH, "heads"), "heads")
                 key_PGKH, value_PGKH = (by_row(by_head(x, "kv_heads"), "kv_heads") for x in (key_PGKH, value_PGKH))
                 query_PGNH, key_PGKH = rotate(query_PGNH, rotation), rotate(key_PGKH, rotation)
-                newest_PKG1H = tuple(x.swapaxes(1, 2)[:, :, :, None] for x in (key_PGKH, value_PGKH))
-                key_PKGCH, value_PKGCH = written(own, newest_PKG1H)
+                key_PKGCH, value_PKGCH = written(own[0], key_PGKH), written(own[1], value_PGKH)
                 C = key_PKGCH.shape[3]
                 back_C = (slot - jnp.arange(C)) % C
                 own_mask_PC = (back_C <= step_P1) & (back_C < (window or C))
                 mine = key_PKGCH, value_PKGCH, jnp.broadcast_to(own_mask_PC[:, None], (P, G, C))
                 seen_PGNH = attend_two(query_PGNH, (*prompt, prompt_mask_PS), mine, self.layout)
-                return by_head(by_row(seen_PGNH, "heads"), "heads"), newest_PKG1H
+                return by_head(by_row(seen_PGNH, "heads"), "heads"), (key_PKGCH, value_PKGCH)
 
-            hidden_PGD, newest = layer(hidden_PGD, look)
-            return self.layout.place(hidden_PGD, "rows_of_copy", None, None), newest
+            hidden_PGD, own = layer(hidden_PGD, look)
+            return self.layout.place(hidden_PGD, "rows_of_copy", None, None), own
 
         hidden_PGD = self.layout.place(hidden_PGD, "rows_of_copy", None, None)
-        newest = []
+        kept = []
         for layer, *caches in zip(self.layers, prompt.layers, own, strict=True):
-            hidden_PGD, kept = through(layer, hidden_PGD, *caches)
-            newest.append(kept)
-        # Once all layers have read their caches, a token is written into all of them where they lie.
-        return self.norm(hidden_PGD), written(own, tuple(newest))
+            hidden_PGD, cache = through(layer, hidden_PGD, *caches)
+            kept.append(cache)
+        return self.norm(hidden_PGD), tuple(kept)
 
 
 Look = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]

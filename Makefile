@@ -43,3 +43,8 @@ clean:
 .venv/libtpu: | .venv/test
 	$(PIP) --no-deps --target $@ "$$(.venv/bin/python -c "from importlib.metadata import requires; print(next(\
 	  each.partition(';')[0] for each in requires('jax') if each.startswith('libtpu')))")"
+
+# The compiler for NVIDIA's GPUs, of JAX's own version, likewise.
+.venv/cuda: | .venv/test
+	version=$$(.venv/bin/python -c "from importlib.metadata import version; print(version('jax'))"); \
+	  $(PIP) --no-deps --target $@ jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version

@@ -99,7 +99,8 @@ def plan(
       python run.py plan configs/grpo_8b_v5e_64.py --topology v5e:8x8 --model 8B
       python run.py plan configs/tiny_cpu.py --devices 2
 
-    Exit status 1 where it does not fit. TPUs need pip install -e '.[plan]'; figures for GPUs are estimates.
+    Exit status 1 where it does not fit. Compilers come with pip install -e '.[plan,cuda]', for TPUs and for GPUs;
+    without the latter, figures for GPUs are estimates.
 
     Args:
         recipe: Python file that defines `config`, a TrainConfig.

@@ -19,7 +19,7 @@ FLOORS = [
     ["sharding", "stored", "processes"],
     ["tiles"],
     ["weights", "checksums", "flops", "hlo", "hardware"],
-    ["folder", "budget"],
+    ["folder", "budget", "compilers"],
     ["model", "data", "parse", "rewards", "grpo", "optim", "metrics"],
     ["skeleton", "generate", "step", "predictions", "fingerprint", "tasks", "tables", "expectation"],
     ["checkpoint", "rollout", "places", "summary", "journal", "savepoint"],

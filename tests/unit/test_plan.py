@@ -1,8 +1,9 @@
 """Plans: targets, the search for a batch, and the demonstration recipe compiled for this machine and a TPU slice."""
 
-import importlib.util
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import run
 from configs import tiny_cpu
 from convert.load import open_config
+from vqathinker_jax import compilers
 from vqathinker_jax import plan as planning
 from vqathinker_jax.budget import Plan, Row
 from vqathinker_jax.hardware import CHIPS, GIB, parse_target
@@ -32,7 +34,6 @@ from vqathinker_jax.recipe import ReferenceConfig
 config = replace(tiny, reference=ReferenceConfig(memory="host"))
 """
 """The same, its reference policy in the hosts' memory."""
-LIBTPU = ROOT / ".venv" / "libtpu"
 
 
 def test_targets_name_a_kind_and_a_shape():
@@ -120,24 +121,70 @@ def test_a_topology_or_devices_but_not_both(monkeypatch: pytest.MonkeyPatch, cap
 
 @pytest.fixture
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libtpu for a target that needs it: what is installed, or what `make .venv/libtpu` put apart."""
-    if request.getfixturevalue("target").startswith("cpu") or importlib.util.find_spec("libtpu"):
+    """The compiler that a target needs, as `make .venv/libtpu` and `make .venv/cuda` put it apart."""
+    place = {"v": ".venv/libtpu", "h": ".venv/cuda"}.get(request.getfixturevalue("target")[0])
+    if place is None:
         return
-    if LIBTPU.is_dir():
-        monkeypatch.syspath_prepend(LIBTPU)
-        monkeypatch.setenv("PYTHONPATH", str(LIBTPU), prepend=os.pathsep)
+    if (ROOT / place).is_dir():
+        monkeypatch.syspath_prepend(ROOT / place)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT / place), prepend=os.pathsep)
     elif "CI" in os.environ:
-        pytest.fail(f"{LIBTPU} is not there: make .venv/libtpu")
+        pytest.fail(f"{place} is not there: make {place}")
     else:
-        pytest.skip("compiles for a TPU: make .venv/libtpu")
+        pytest.skip(f"compiles for hardware that is not here: make {place}")
+
+
+KERNEL = """
+import sys
+import jax, jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from vqathinker_jax.compilers import devices
+from vqathinker_jax.hardware import parse_target
+from vqathinker_jax.model.cached_attention import Bytes, attend_two
+from vqathinker_jax.sharding import MeshConfig, layout_of, make_mesh
+
+device, = devices(parse_target(sys.argv[1]))
+layout = layout_of(make_mesh(MeshConfig(), [device]))
+
+def array(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
+
+key, own = array(2, 4, 2048, 128), array(2, 4, 3, 1024, 128)
+narrow = Bytes(array(2, 4, 2048, 128, dtype=jnp.int8), array(2, 4, 1, 128, dtype=jnp.float32))
+masks = array(2, 2048, dtype=bool), array(2, 3, 1024, dtype=bool)
+for kept in (key, narrow):
+    inputs = array(2, 3, 28, 128), (kept, kept, masks[0]), (own, own, masks[1])
+    text = jax.jit(lambda *inputs: attend_two(*inputs, layout)).lower(*inputs).compile().as_text()
+    print(layout.attention, text.count(sys.argv[2]))
+"""
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("target", ["cpu:2", "v5e:1x2"])
+@pytest.mark.parametrize(
+    ("target", "call", "attention"),
+    [
+        ("h200:1", "__gpu$xla.gpu.triton", "cudnn"),
+        ("v5p:1x1x1", "tpu_custom_call", "splash"),
+        ("v5e:1x1", "tpu_custom_call", "splash"),
+    ],
+)
+def test_the_kernel_of_decoding_compiles_for_real_chips(target: str, call: str, attention: str):
+    """Twice in a program: for the prompts, as numbers or in bytes, and for the completions' own."""
+    environment = os.environ | compilers.environment(parse_target(target))
+    asked = [sys.executable, "-c", KERNEL, target, f'custom_call_target="{call}']
+    made = subprocess.run(asked, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert made.stdout.split() == [attention, "2"] * 2
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("target", ["cpu:2", "v5e:1x2", "h200:2"])
 def test_every_phase_of_the_demonstration_is_planned(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "recipe.py").write_text(WAITING)
+    # cuDNN's attention would ask for cuDNN, gigabytes more.
+    changed = "tiny, attention='blocks', " if target.startswith("h") else "tiny, "
+    (tmp_path / "recipe.py").write_text(WAITING.replace("tiny, ", changed))
     recipe = str(tmp_path / "recipe.py")
     monkeypatch.setattr("sys.argv", ["run.py", "plan", recipe, "--topology", target, "--quick", "--json"])
     assert run.main() == 0
@@ -145,7 +192,8 @@ def test_every_phase_of_the_demonstration_is_planned(
     rows = {row["phase"]: row for row in plan["rows"]}
     assert list(rows) == ["encode", "prefill", "decode", "log-probs", "update"]
     assert plan["fits"]
-    assert plan["attention"] == ("blocks" if target.startswith("cpu") else "splash")
+    assert not plan["estimate"]
+    assert plan["attention"] == ("splash" if target.startswith("v") else "blocks")
     for row in rows.values():
         assert 0 < row["peak"] <= row["capacity"]
         assert row["flops"] >= row["useful_flops"] > 0

@@ -172,25 +172,31 @@ def _look(query_ref: Any, key_ref: Any, value_ref: Any, bias_ref: Any, *part_ref
     over_channels, over_keys = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))
     f32 = {"preferred_element_type": jnp.float32}
 
-    def add(at: Any, bias_1S: jax.Array, before: Part) -> Part:
+    def add(number: jax.Array | int, before: Part) -> Part:
+        at = pl.ds(number * chunk, chunk)
         key_SH, value_SH = (ref[at, :].astype(query_MH.dtype) for ref in (key_ref, value_ref))
-        scores_MS = jax.lax.dot_general(query_MH, key_SH, over_channels, **f32) * (1 / math.sqrt(H)) + bias_1S
+        scores_MS = jax.lax.dot_general(query_MH, key_SH, over_channels, **f32) * (1 / math.sqrt(H)) + bias_ref[:, at]
         peak_M1 = jnp.maximum(before.peak, scores_MS.max(1, keepdims=True))
         share_M1, weights_MS = jnp.exp(before.peak - peak_M1), jnp.exp(scores_MS - peak_M1)
         seen_MH = jax.lax.dot_general(weights_MS.astype(value_SH.dtype), value_SH, over_keys, **f32)
         total_M1 = before.total * share_M1 + weights_MS.sum(1, keepdims=True)
         return Part(before.seen * share_M1 + seen_MH, peak_M1, total_M1)
 
-    def turn(number: jax.Array | int, before: Part) -> Part:
-        at = pl.ds(number * chunk, chunk)
-        bias_1S = bias_ref[:, at]
-        # Padding, and places not yet written, are not even read.
-        return jax.lax.cond(bias_1S.max() > MASKED, lambda: add(at, bias_1S, before), lambda: before)
-
     nothing = Part(*(jnp.full((M, width), start, jnp.float32) for width, start in ((H, 0.0), (1, MASKED), (1, 0.0))))
-    part = jax.lax.fori_loop(0, key_ref.shape[0] // chunk, turn, nothing)
+    first, stop = _visible(bias_ref, chunk) if chunk < key_ref.shape[0] else (0, 1)
+    part = jax.lax.fori_loop(first, stop, add, nothing)
     for ref, x in zip(part_refs, part, strict=True):
         ref[...] = x
+
+
+def _visible(bias_ref: Any, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """The first chunk with a key to see, and the one after the last: padding at one end, and places not yet written at
+    the other, are not even read."""
+    place_1S = jax.lax.broadcasted_iota(jnp.int32, bias_ref.shape, 1)
+    visible_1S = bias_ref[...] > MASKED
+    first = jnp.min(jnp.where(visible_1S, place_1S, place_1S.size))
+    last = jnp.max(jnp.where(visible_1S, place_1S + chunk, 0))
+    return first // chunk, last // chunk
 
 
 def _program(S: int, heads: int, kind: Attention) -> tuple[int, int]:
@@ -199,11 +205,11 @@ def _program(S: int, heads: int, kind: Attention) -> tuple[int, int]:
     A TPU takes one program after the other, and fetches the next one's keys meanwhile: few large ones, each at once. A
     GPU runs hundreds side by side, each with registers for few keys.
     """
-    fitting = [keys for keys in range(_TILE, S + 1, _TILE) if S % keys == 0]
     if kind == "splash":
-        keys = max(keys for keys in fitting if keys <= 4096)
+        keys = max(keys for keys in range(_TILE, min(S, 4096) + 1, _TILE) if S % keys == 0)
         return keys, keys
-    many = [keys for keys in fitting if keys <= 1024 and heads * (S // keys) >= _PROGRAMS]
+    # Triton's arrays have powers of two for sides.
+    many = [keys for keys in (256, 512, 1024) if S % keys == 0 and heads * (S // keys) >= _PROGRAMS]
     return max(many, default=_TILE), _TILE // 2
 
 

@@ -2,7 +2,8 @@
 
 The compiler's own analysis counts the body of a loop once. Here the body counts as often as the loop is known to run,
 or as often as the caller says where data decides. Bytes are those of every operation that stands outside of fusions,
-operands and result; what lies in a TPU's vector memory costs nothing. This is an upper estimate.
+operands and result; what lies in a TPU's vector memory costs nothing, but to bring it there or back. This is an upper
+estimate.
 """
 
 import math
@@ -95,7 +96,7 @@ def largest_arrays(text: str, count: int = 5) -> list[tuple[int, str]]:
 
 
 def type_bytes(text: str) -> int:
-    """Bytes of an array or tuple type as HLO writes it, but for parts in vector memory."""
+    """Bytes of an array or tuple type as HLO writes it, but for parts in vector memory or the host's."""
     return sum(_arrays(text))
 
 
@@ -103,7 +104,7 @@ def _arrays(text: str) -> list[int]:
     return [
         _BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
         for kind, shape, layout in _ARRAY.findall(text)
-        if "S(1)" not in layout
+        if "S(1)" not in layout and "S(5)" not in layout
     ]
 
 
@@ -178,6 +179,9 @@ def _trips(line: str, modules: dict[str, list[Instruction]]) -> int | None:
 
 def _traffic(each: Instruction, types: dict[str, str], modules: dict[str, list[Instruction]]) -> int:
     """Bytes that one operation reads and writes."""
+    if each.operation == "copy-start":
+        # Between memories: of where to and where from, what is the chip's main one.
+        return type_bytes(each.type)
     if each.operation in _FREE or each.operation.endswith(("-start", "-done")):
         return 0
     if each.operation in _SOME:

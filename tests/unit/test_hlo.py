@@ -51,6 +51,21 @@ def test_vector_memory_costs_nothing():
     assert type_bytes("bf16[64,64]{1,0:T(8,128)S(1)}") == 0
 
 
+FETCHED = """HloModule fetched, is_scheduled=true
+
+ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
+  %a = bf16[64,64]{1,0} parameter(0)
+  %copy-start.1 = (bf16[64,64]{1,0:S(1)}, bf16[64,64]{1,0}, u32[]{:S(1)}) copy-start(%a)
+  %copy-done.1 = bf16[64,64]{1,0:S(1)} copy-done(%copy-start.1)
+  ROOT %copy-start.2 = (bf16[64,64]{1,0}, bf16[64,64]{1,0:S(5)}, u32[]{:S(1)}) copy-start(%copy-done.1)
+}
+"""
+
+
+def test_what_is_fetched_into_vector_memory_or_from_the_host_crosses_main_memory_once():
+    assert read_work(FETCHED, 1).bytes == 2 * 64 * 64 * 2
+
+
 def test_largest_arrays_come_first():
     assert largest_arrays(MODULE, 1) == [(4 * SQUARE, "bf16[256,64]")]
 

@@ -37,7 +37,7 @@ class Ours:
 
     def __init__(self, sizes: Sizes, attention: Attention | None):
         self.sizes = sizes
-        layout = layout_of(make_mesh(MeshConfig(), 1))
+        layout = layout_of(make_mesh(MeshConfig(), 1), "products")
         self.layout = replace(layout, attention=attention) if attention else layout
 
     def machine(self) -> Machine:

@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(SIZES), default="8B", help="dimensions (default 8B)")
     parser.add_argument("--phases", default=",".join(PHASES), help="phases, or cells as decode@16 (default: all)")
-    parser.add_argument("--remat", choices=get_args(Remat), default="layers", help="what gradients compute again")
+    parser.add_argument("--remat", choices=get_args(Remat), default="products", help="what gradients keep")
     parser.add_argument("--chip", choices=list(CHIPS), help="compile for one, and count bytes and memory too")
     parser.add_argument("--attention", choices=["auto", "blocks"], default="auto", help="blocks: without kernels")
     args = parser.parse_args()

@@ -209,7 +209,8 @@ def _update(sizes: Sizes, videos: int, layout: Layout, lora: LoraConfig = _NO_LO
         return (fixed, _learned(sizes, videos)), TrainState(weights, tx.init(weights))
 
     def run(held: Any, state: TrainState) -> TrainState:
-        settings = {"optimizer": tx, "config": StepConfig(), "context_id": sizes.context_id}
+        # A video at a time, so that there is room for what products gave.
+        settings = {"optimizer": tx, "config": StepConfig(micro_batches=videos), "context_id": sizes.context_id}
         return update(graph, state, *held, **settings)[0]
 
     return Case(make, run)

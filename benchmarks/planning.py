@@ -4,7 +4,7 @@
     python -m benchmarks.planning scaling_256        # plans these anew
     python -m benchmarks.planning --tables           # only writes the tables, benchmarks/plans/README.md
 
-Needs `pip install -e '.[plan]'`. Compiling takes minutes a plan; each is written to benchmarks/plans/NAME.json.
+Needs `pip install -e '.[plan,cuda]'`. Compiling takes minutes a plan; each is written to benchmarks/plans/NAME.json.
 """
 
 import json
@@ -100,7 +100,9 @@ def ask(name: str) -> None:
     found = plan(
         config, RELEASED[question.model], parse_target(question.topology), Effort(quick=True, only=question.only)
     )
-    made = {"made": f"{date.today()}", "jax": version("jax"), "libtpu": version("libtpu")}
+    made = {"made": f"{date.today()}", "jax": version("jax")}
+    if question.topology.startswith("v"):
+        made["libtpu"] = version("libtpu")
     (PLANS / f"{name}.json").write_text(json.dumps(made | found.as_json(), indent=1) + "\n")
 
 
@@ -108,24 +110,25 @@ def tables() -> Iterator[str]:
     """Lines of the README of all plans there are."""
     made = {name: json.loads(path.read_text()) for name in QUESTIONS if (path := PLANS / f"{name}.json").is_file()}
     yield "# Plans\n"
-    days = ", ".join(sorted({plan["made"] for plan in made.values()}))
-    yield f"Made {days}. Before 2026-11-28, prefill made all tokens of its last layer: 3.5 % more work.\n"
+    yield "Until 2026-11-28 prefill made all tokens of its last layer, 3.5 % more work, and plans for GPUs were"
+    yield "estimates; until then, completions were decoded by a scan over layers, and without a kernel.\n"
     yield "Written by `python -m benchmarks.planning` from the JSON files beside it; what its columns mean, and what is"
     yield "assumed, is in `docs/planning.md`. Nothing here was measured on the hardware it is about: memory is what the"
     yield "compiler says, time is the roofline of what it made, which nothing is faster than. \\* compiled quickly, so"
     yield "that bytes moved are more than they would be. ‡ estimates from a CPU's buffers. † with attention in blocks,"
-    yield "where a run has splash, so that memory and bytes are above a run's.\n"
+    yield "where a run has a kernel, so that memory and bytes are above a run's.\n"
     yield "## Recipes\n"
-    yield "| recipe | target | mesh | videos | fullest phase | GiB | of | fits | decode s | update s | step s | MFU |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    columns = "recipe | target | mesh | videos | fullest phase | GiB | of | fits | decode s | update s | step s | MFU"
+    yield f"| {columns} | made |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     yield from (_recipe(name, made[name]) for name in RECIPES if name in made)
     yield "\n## From 16 to 256 chips\n"
     yield "The 8B recipe on v5e, one video (4 completions, and 4 of its copy) a chip; prefill, decode and update."
     yield "Saving: moments in bfloat16, the reference policy in the hosts' memory. Sent: of the time that arithmetic,"
     yield "memory and network would take one after the other, the network's share.\n"
     times = "| ".join(f"{phase} s | bound by | sent " for phase in ("decode", "update"))
-    yield f"| chips | copies | recipe | peak GiB | fits | {times}| videos/s | videos/h a chip |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield f"| chips | copies | recipe | peak GiB | fits | {times}| videos/s | videos/h a chip | made |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     # The recipe itself is one video a chip, on 64.
     scaled = ["scaling_16", "scaling_16_saving", "grpo_8b_v5e_64", "scaling_256", "scaling_256_in_4_copies"]
     yield from (_scale(name, made[name]) for name in scaled if name in made)
@@ -140,23 +143,23 @@ def tables() -> Iterator[str]:
 def _recipe(name: str, made: dict[str, Any]) -> str:
     marks = ("\\*" if made["quick"] else "") + ("‡" if made["estimate"] else _in_blocks(made))
     if made["refused"]:
-        return (
-            f"| {name}{marks} | {made['target']} | | {made['batch_size']} | {made['refused'][:120]} | | | no | | | | |"
-        )
+        asked = f"{name}{marks} | {made['target']} | | {made['batch_size']}"
+        return f"| {asked} | {made['refused'][:120]} | | | no | | | | | {made['made']} |"
     fullest = max(made["rows"], key=lambda row: row["peak"] / row["capacity"])
     times = {row["phase"]: row["times"] * row["roofline"] for row in made["rows"]}
     mesh = " × ".join(f"{axis} {size}" for axis, size in made["mesh"].items() if size > 1) or "one device"
     memory = f"{fullest['phase']} | {fullest['peak'] / GIB:.1f} | {fullest['capacity'] / GIB:.1f}"
     took = f"{times['decode']:.1f} | {times['update']:.1f} | {made['step_seconds']:.1f} | {100 * made['mfu']:.0f}%"
     fits = "yes" if made["fits"] else "no"
-    return f"| {name}{marks} | {made['target']} | {mesh} | {made['batch_size']} | {memory} | {fits} | {took} |"
+    asked = f"{name}{marks} | {made['target']} | {mesh} | {made['batch_size']}"
+    return f"| {asked} | {memory} | {fits} | {took} | {made['made']} |"
 
 
 def _scale(name: str, made: dict[str, Any]) -> str:
     rows = {row["phase"]: row for row in made["rows"] if row["phase"] in STEP}
     cells = [str(made["devices"]), str(made["mesh"]["data"]), "saving" if name.endswith("saving") else "as it is"]
     if made["refused"]:
-        return f"| {' | '.join(cells)} | {made['refused'][:120]} | **no** |{' |' * 8}"
+        return f"| {' | '.join(cells)} | {made['refused'][:120]} | **no** |{' |' * 9}"
     fullest = max(rows.values(), key=lambda row: row["peak"])
     cells += [f"{fullest['peak'] / GIB:.1f} of {fullest['capacity'] / GIB:.1f}", "yes" if made["fits"] else "**no**"]
     for phase in ("decode", "update"):
@@ -164,7 +167,7 @@ def _scale(name: str, made: dict[str, Any]) -> str:
         bound, share = max(parts, key=lambda part: parts[part]), parts["network"] / sum(parts.values())
         cells += [f"{rows[phase]['roofline']:.1f}", bound, f"{100 * share:.0f}%"]
     seconds = sum(row["times"] * row["roofline"] for row in rows.values())
-    cells += [f"{made['batch_size'] / seconds:.2f}", f"{3600 / seconds:.0f}"]
+    cells += [f"{made['batch_size'] / seconds:.2f}", f"{3600 / seconds:.0f}", made["made"]]
     return f"| {' | '.join(cells)} |"
 
 
@@ -183,8 +186,8 @@ def _lever(name: str, made: dict[str, Any]) -> str:
 
 
 def _in_blocks(made: dict[str, Any]) -> str:
-    """The mark of a plan for TPUs without splash."""
-    return "" if made.get("attention") == "splash" else "†"
+    """The mark of a plan without the kernels that a run has."""
+    return "†" if made.get("attention", "blocks") == "blocks" else ""
 
 
 def main(names: list[str]) -> int:

@@ -138,7 +138,7 @@ def _in_kernel(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arr
     (B, G, M, H), S = query_BGMH.shape, key_BGSH.shape[2]
     bias_BT1S = jnp.where(mask, 0.0, MASKED).reshape(B, -1, 1, S)
     T = bias_BT1S.shape[1]
-    rows = max(16, pl.next_power_of_2(M))
+    rows = max(16, 1 << (M - 1).bit_length())
     keys, chunk = _program(S, B * G, kind)
     parts = S // keys
     cached = pl.BlockSpec((None, None, keys, H), lambda b, g, x: (b, g, x, 0))

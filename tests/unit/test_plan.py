@@ -73,7 +73,7 @@ def test_a_program_that_the_compiler_refuses_is_named_with_what_it_asks_for(monk
     """Where temporaries alone are too much, the compiler tells their sum and none of them."""
 
     class Refused:
-        def compile(self):
+        def compile(self, _options: object):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: total memory (20G) exceeds HBM (16G).")
 
         def as_text(self, dialect: str) -> str:
